@@ -1,0 +1,84 @@
+"""Stop strings: where a branch's text ends, and what of it is safe to show."""
+
+from deft_jax.errors import DeftError
+
+
+class StopMatcher:
+    """Watches the text of one branch for the first stop string.
+
+    The stop that is completed first ends the branch; of several that the same
+    character completes, the one that begins first. So the result does not depend on
+    how the text is cut into pieces. Positions count characters from the beginning of
+    the text that the matcher, or the one it was copied from, was given.
+    """
+
+    __slots__ = ("_stops", "_held", "_released", "_stop_at")
+
+    def __init__(self, stops: tuple[str, ...]):
+        """Watches for `stops`, which may be none.
+
+        Raises:
+            DeftError: a stop string is empty.
+        """
+        if "" in stops:
+            raise DeftError(
+                f"expected stop strings of at least 1 character, got {list(stops)}; "
+                "leave out the empty one"
+            )
+        self._stops = stops
+        self._held = ""
+        self._released = 0
+        self._stop_at: int | None = None
+
+    @property
+    def stop_at(self) -> int | None:
+        """Position of the stop string, where the branch's text ends; None before."""
+        return self._stop_at
+
+    def push(self, text: str) -> str:
+        """Adds text; returns what no stop string can take back any more.
+
+        Text that may be the beginning of a stop string is held back. From the stop
+        string on, nothing is returned.
+        """
+        if self._stop_at is not None:
+            return ""
+        window = self._held + text
+        begin = self._find(window)
+        if begin is not None:
+            self._stop_at = self._released + begin
+            return self._release(window, begin, held="")
+        cut = len(window) - self._num_held(window)
+        return self._release(window, cut, held=window[cut:])
+
+    def flush(self) -> str:
+        """Returns the text held back, once no more will come."""
+        return self._release(self._held, len(self._held), held="")
+
+    def copy(self) -> "StopMatcher":
+        """Returns an independent matcher in the same state."""
+        twin = StopMatcher(self._stops)
+        twin._held = self._held
+        twin._released = self._released
+        twin._stop_at = self._stop_at
+        return twin
+
+    def _find(self, window: str) -> int | None:
+        """Where the stop begins that is completed first in `window`."""
+        begins = [(window.find(stop), len(stop)) for stop in self._stops]
+        found = [(begin + size, begin) for begin, size in begins if begin >= 0]
+        return min(found)[1] if found else None
+
+    def _num_held(self, window: str) -> int:
+        """Length of the longest end of `window` that begins a stop string."""
+        longest = max(map(len, self._stops), default=1) - 1
+        for size in range(min(longest, len(window)), 0, -1):
+            end = window[-size:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return size
+        return 0
+
+    def _release(self, window: str, end: int, *, held: str) -> str:
+        self._released += end
+        self._held = held
+        return window[:end]

@@ -1,0 +1,104 @@
+"""Chat templates: the Jinja source in a checkpoint that turns messages into a prompt.
+
+The environment is the one for which checkpoints write their templates, that of
+Hugging Face transformers: sandboxed, blocks trimmed, with `raise_exception`,
+`strftime_now`, `{% break %}`, `{% generation %}` and a `tojson` that leaves HTML alone.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from deft_jax.errors import DeftError
+
+
+def render_chat_template(
+    source: str | None,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    bos_token: str | None = None,
+    eos_token: str | None = None,
+) -> str:
+    """Returns the prompt that the template `source` makes of `messages`.
+
+    source: Jinja source, None if the checkpoint has none.
+    messages: turns, oldest first, each with at least `role` and `content`.
+    add_generation_prompt: end with the opening of the assistant's turn.
+    bos_token, eos_token: text of these tokens, left undefined where None.
+
+    Raises:
+        DeftError: there is no template, it is broken, or it refuses the messages.
+    """
+    if source is None:
+        raise DeftError(
+            "expected a chat template in the checkpoint, found none; "
+            "leave out --chat to give the model the plain prompt"
+        )
+    tokens = {"bos_token": bos_token, "eos_token": eos_token}
+    try:
+        return _compiled(source).render(
+            messages=[dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            documents=None,
+            **{name: text for name, text in tokens.items() if text is not None},
+        )
+    except Exception as error:  # A template may fail as any program may.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DeftError(f"the checkpoint's chat template failed: {reason}") from error
+
+
+class _Generation(jinja2.ext.Extension):
+    """Lets `{% generation %}`, which marks text to train on, stand for its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, jinja2.ext.loopcontrols],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment.from_string(source)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)

@@ -1,0 +1,211 @@
+"""The Llama network in Flax NNX: layers unrolled, the attention op as an argument.
+
+Weight matrices are [input, output], and those that read the same activations are one
+matrix: a decode step is bound by reading them, and fewer, larger products read faster.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .config import LlamaConfig
+from .weights import LAYER_SOURCES, Progress, Read, read_weights, weight_shapes
+
+
+class Attention(Protocol):
+    """What a layer asks of the decoder: store the step's KV, then attend."""
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: Any
+    ) -> tuple[jax.Array, Any]:
+        """Returns the attention output and the layer's new cache.
+
+        Args:
+            q: [Q, H, D], rotary positions applied.
+            k: [Q, K, D], rotary positions applied.
+            v: [Q, K, D].
+            cache: the layer's own, any pytree.
+        """
+        ...
+
+
+class Layer(nnx.Module):
+    """One transformer block: attention and SwiGLU, each behind an RMSNorm.
+
+    Attributes:
+        attention_norm: [E].
+        qkv: [E, (H + 2 K) D], query, key and value projections side by side.
+        out: [H D, E].
+        mlp_norm: [E].
+        gate_up: [E, 2 F], gate and up projections side by side.
+        down: [F, E].
+    """
+
+    def __init__(self, config: LlamaConfig, weights: Mapping[str, jax.Array]):
+        self.config = config
+        self.attention_norm = nnx.Param(weights["attention_norm"])
+        self.qkv = nnx.Param(weights["qkv"])
+        self.out = nnx.Param(weights["out"])
+        self.mlp_norm = nnx.Param(weights["mlp_norm"])
+        self.gate_up = nnx.Param(weights["gate_up"])
+        self.down = nnx.Param(weights["down"])
+
+    def __call__(self, x, cos, sin, cache, attention: Attention):
+        """x [Q, E] through the block; returns it and the layer's new cache."""
+        config = self.config
+        qkv = rms_norm(x, self.attention_norm[...], config.rms_eps) @ self.qkv[...]
+        heads = qkv.reshape(x.shape[0], -1, config.head_dim)
+        split = config.num_q_heads, config.num_q_heads + config.num_kv_heads
+        q, k, v = jnp.split(heads, split, axis=1)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mixed, cache = attention(q, k, v, cache)
+        x = x + mixed.reshape(x.shape[0], -1) @ self.out[...]
+        hidden = rms_norm(x, self.mlp_norm[...], config.rms_eps) @ self.gate_up[...]
+        gate, up = jnp.split(hidden, 2, axis=1)
+        return x + (jax.nn.silu(gate) * up) @ self.down[...], cache
+
+
+class Llama(nnx.Module):
+    """A decoder-only transformer over query tokens in any order.
+
+    Attributes:
+        config: shape and constants.
+        embedding: [V, E], or None where the head is tied.
+        layers: the blocks.
+        norm: [E], final RMSNorm.
+        head: [E, V].
+    """
+
+    def __init__(self, config: LlamaConfig, weights: Mapping[str, jax.Array]):
+        """Wraps weights that are on the device, by the names of `weight_shapes`."""
+        self.config = config
+        tied = config.tie_embeddings
+        self.embedding = None if tied else nnx.Param(weights["embedding"])
+        self.layers = nnx.List(
+            Layer(
+                config,
+                {name: weights[f"layers.{index}.{name}"] for name in LAYER_SOURCES},
+            )
+            for index in range(config.num_layers)
+        )
+        self.norm = nnx.Param(weights["norm"])
+        self.head = nnx.Param(weights["head"])
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        config: LlamaConfig,
+        read: Read,
+        dtype: jnp.dtype,
+        progress: Progress | None = None,
+    ) -> "Llama":
+        """Builds the network from tensors read a few at a time.
+
+        Args:
+            config: of the checkpoint.
+            read: gives a tensor by its Hugging Face name; called from `READERS`
+                threads.
+            dtype: of the weights: float32, bfloat16 or float16.
+            progress: called with the weights placed so far and their number.
+        """
+        return cls(config, read_weights(config, read, jnp.dtype(dtype), progress))
+
+    @classmethod
+    def random(
+        cls, config: LlamaConfig, seed: int, dtype: jnp.dtype = jnp.bfloat16
+    ) -> "Llama":
+        """A network of any shape with random weights, made on the device.
+
+        Args:
+            config: any, also a published shape of `SHAPES`.
+            seed: of the weights.
+            dtype: of the weights.
+        """
+        shapes = weight_shapes(config)
+        keys = jax.random.split(jax.random.key(seed), len(shapes))
+        weights = {
+            name: _random_weight(key, shape, jnp.dtype(dtype))
+            for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+        return cls(config, weights)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the weights and activations."""
+        return self.head[...].dtype
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        caches: tuple,
+        attention: Attention,
+    ) -> tuple[jax.Array, tuple]:
+        """The final hidden states of query tokens.
+
+        Args:
+            tokens: [Q] int32.
+            positions: [Q] int32, positions along each token's path.
+            caches: one per layer, given to `attention` and returned as it gave them.
+            attention: stores KV and attends; one object for all layers.
+
+        Returns:
+            [Q, E] hidden states, normed, for `logits`; and the new caches.
+        """
+        x = self._embed(tokens)
+        cos, sin = rotary_tables(self.config, positions)
+        new_caches = []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, cache = _run_layer(layer, x, cos, sin, cache, attention)
+            new_caches.append(cache)
+        hidden = rms_norm(x, self.norm[...], self.config.rms_eps)
+        return hidden, tuple(new_caches)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[Q, E] hidden states to [Q, V] float32 logits."""
+        return jnp.dot(hidden, self.head[...], preferred_element_type=jnp.float32)
+
+    def _embed(self, tokens):
+        if self.embedding is not None:
+            return self.embedding[...][tokens]
+        return self.head[...][:, tokens].T
+
+
+@jax.jit(static_argnames="attention")
+def _run_layer(layer: Layer, x, cos, sin, cache, attention: Attention):
+    """Traced and lowered once for all layers; the compiler inlines every call."""
+    return layer(x, cos, sin, cache, attention)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x [Q, E] scaled to mean square 1 in float32, then by weight [E]; x's dtype."""
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * weight[None]
+
+
+def rotary_tables(
+    config: LlamaConfig, positions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [Q, 1, D / 2] float32 of positions [Q]."""
+    inverse = jnp.asarray(config.inverse_frequencies(), jnp.float32)
+    angles = positions.astype(jnp.float32)[:, None] * inverse[None]
+    return jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary embedding of x [Q, heads, D], whose halves are the pairs' two parts."""
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+@jax.jit(static_argnums=(1, 2))
+def _random_weight(key, shape, dtype):
+    """Normal with standard deviation 0.02, as Llamas are initialised; norms are 1."""
+    if len(shape) == 1:
+        return jnp.ones(shape, dtype)
+    return (0.02 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)

@@ -1,0 +1,51 @@
+"""From the name of a model to its network and tokenizer."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from deft_jax.errors import DeftError
+
+from .checkpoint import check_shapes, open_checkpoint
+from .llama import Llama
+from .tokenizer import Tokenizer
+from .weights import Progress
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""What weights, activations and KV may be stored in."""
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: jnp.dtype | str = jnp.float32,
+    progress: Progress | None = None,
+) -> tuple[Llama, Tokenizer]:
+    """Loads a checkpoint, a few memory-mapped tensors at a time.
+
+    Args:
+        source: what `open_checkpoint` accepts: a known name, a GGUF file, a folder of
+            safetensors, or a Hugging Face id.
+        dtype: of the weights on the device, one of `DTYPES`.
+        progress: called with the weights placed so far and their number.
+
+    Raises:
+        DeftError: there is no such checkpoint, it is damaged, it is no supported Llama,
+            or the dtype is none of `DTYPES`.
+    """
+    dtype = _checked_dtype(dtype)
+    checkpoint = open_checkpoint(source)
+    check_shapes(checkpoint.config, checkpoint)
+    if checkpoint.metadata:
+        tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
+    else:
+        tokenizer = Tokenizer.from_folder(checkpoint.source)
+    model = Llama.from_checkpoint(checkpoint.config, checkpoint.read, dtype, progress)
+    return model, tokenizer
+
+
+def _checked_dtype(dtype: jnp.dtype | str) -> jnp.dtype:
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if name not in DTYPES:
+        raise DeftError(f"expected a dtype out of {', '.join(DTYPES)}; got {name!r}")
+    return jnp.dtype(name)
