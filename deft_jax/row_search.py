@@ -1,0 +1,81 @@
+"""Searches along the vocabulary axis in two levels: first a block, then inside it.
+
+One level would need a running sum over the whole vocabulary, which is slow and adds
+a float32 rounding error for every token that comes before; XLA's own `argmax` takes
+five times as long on a CPU.
+"""
+
+import jax
+import jax.numpy as jnp
+
+BLOCK_SIZE = 256
+
+
+def argmax(values: jax.Array) -> jax.Array:
+    """The index of the largest value of each row, the lowest one on ties.
+
+    Args:
+      values: [B, V] float32, no NaN.
+
+    Returns:
+      [B] int32; 0 for a row of -inf.
+    """
+    blocks = _blocks(values, -jnp.inf)
+    block = _first_peak(blocks.max(axis=-1))
+    return block * BLOCK_SIZE + _first_peak(_take(blocks, block))
+
+
+def inverse_cdf(weights: jax.Array, share: jax.Array) -> jax.Array:
+    """The first index at which the running sum of a row exceeds a share of its total.
+
+    Args:
+      weights: [B, V] float32, not negative, finite; they need not sum to 1.
+      share: [B] float32 in [0, 1).
+
+    Returns:
+      [B] int32, an index of positive weight whatever the rounding; 0 for a row of
+      zeros.
+    """
+    blocks = _blocks(weights, 0.0)
+    sums = blocks.sum(axis=-1)
+    target = share * sums.sum(axis=-1)
+    block = _first_past(sums, target)
+    inside = target - _sum_before(sums, block)
+    return block * BLOCK_SIZE + _first_past(_take(blocks, block), inside)
+
+
+def _blocks(values: jax.Array, fill: float) -> jax.Array:
+    padding = -values.shape[1] % BLOCK_SIZE
+    padded = jnp.pad(values, ((0, 0), (0, padding)), constant_values=fill)
+    return padded.reshape(values.shape[0], -1, BLOCK_SIZE)
+
+
+def _take(blocks: jax.Array, block: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+
+
+def _first(mask: jax.Array) -> jax.Array:
+    index = jax.lax.broadcasted_iota(jnp.int32, mask.shape, 1)
+    return jnp.where(mask, index, mask.shape[1]).min(axis=-1)
+
+
+def _first_peak(values: jax.Array) -> jax.Array:
+    return _first(values == values.max(axis=-1, keepdims=True))
+
+
+def _first_past(weights: jax.Array, target: jax.Array) -> jax.Array:
+    """The first positive weight whose running sum exceeds the target, or the last one.
+
+    A parallel running sum may grow by rounding where the weight is zero, and its end
+    may stay below a target that was computed in another order.
+    """
+    positive = weights > 0
+    past = _first(positive & (jnp.cumsum(weights, axis=-1) > target[:, None]))
+    index = jax.lax.broadcasted_iota(jnp.int32, weights.shape, 1)
+    last = jnp.where(positive, index, 0).max(axis=-1)
+    return jnp.minimum(past, last)
+
+
+def _sum_before(weights: jax.Array, end: jax.Array) -> jax.Array:
+    index = jax.lax.broadcasted_iota(jnp.int32, weights.shape, 1)
+    return jnp.where(index < end[:, None], weights, 0.0).sum(axis=-1)
