@@ -1,0 +1,233 @@
+"""KV-guided grouping: which queries see which pages, as static-shaped arrays.
+
+Query tokens are numbered in depth-first order over the forest; the number is the
+query's *rank*. The queries below a node are then a range, so a cached token is seen by
+the ranks in `[slot_first, slot_end)` and nothing else is needed for decoding,
+token-tree verification, chunked prefill and several requests at once (DeFT, arXiv
+2404.00242, sections 3.2 and 3.3, with intervals in place of bit masks). A query token
+is seen from its own rank on, which is causal order within a node.
+
+    tree:  A(3 tokens) - B(1, query r0)          token    A A A B C D
+                       \\ C(1) - D(1, query r1)   first    0 0 0 0 1 1
+                                                 end      2 2 2 1 2 2
+
+Grouping is computed once per step and shared by all layers.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from deft_jax.append import Slots
+from deft_jax.tree import Tree, earlier_equal, exclusive_cumsum
+
+MAX_TILE_QUERIES = 64
+NARROW_SHARE = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WorkList:
+    """Pairs of a page and a tile of queries that sees it, the unit of attention work.
+
+    Attributes:
+        page: [C] int32, page of each pair.
+        query: [C] int32, first rank of the pair's tile.
+        offset: [T + 1] int32, the pairs of tile `t` are `offset[t] : offset[t + 1]`;
+            the last entry is the number of pairs. Lists that are not sorted by tile
+            have T = 1.
+    """
+
+    page: jax.Array
+    query: jax.Array
+    offset: jax.Array
+
+    @property
+    def num_pairs(self) -> jax.Array:
+        """[] int32, pairs in use."""
+        return self.offset[-1]
+
+    def shares(self, num_workers: int) -> jax.Array:
+        """[W + 1] int32: bounds of an even split of the pairs among workers.
+
+        Shares differ by one pair at most (DeFT section 3.3, flattened tree KV split).
+        """
+        bound = jnp.arange(num_workers + 1, dtype=jnp.int32)
+        each, rest = self.num_pairs // num_workers, self.num_pairs % num_workers
+        return bound * each + jnp.minimum(bound, rest)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Grouping:
+    """What one step's attention needs to know of the tree.
+
+    Attributes:
+        order: [Q] int32, row of the query with each rank; idle rows come last.
+        rank: [Q] int32, rank of each row.
+        query_position: [Q] int32, position along the path, by rank.
+        slot_first: [M, P] int32, first rank that sees the token in the slot.
+        slot_end: [M, P] int32, one past the last; equal to first where none does.
+        slot_position: [M, P] int32, position of the token along its path.
+        page_first: [M] int32, smallest `slot_first` of the page's seen tokens.
+        page_end: [M] int32, largest `slot_end`; equal to first for pages unseen.
+        wide: pairs of pages that many queries see, with tiles of `tile_queries`.
+        narrow: pairs of pages that few queries see, one pair per query.
+        tile_queries: static, queries per tile of `wide`.
+    """
+
+    order: jax.Array
+    rank: jax.Array
+    query_position: jax.Array
+    slot_first: jax.Array
+    slot_end: jax.Array
+    slot_position: jax.Array
+    page_first: jax.Array
+    page_end: jax.Array
+    wide: WorkList
+    narrow: WorkList
+    tile_queries: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_queries(self) -> int:
+        """`Q`, the capacity for query tokens."""
+        return self.order.shape[0]
+
+
+def default_tile_queries(num_queries: int) -> int:
+    """Queries per tile: all of a small batch, else 64."""
+    return min(num_queries, MAX_TILE_QUERIES)
+
+
+def group(tree: Tree, slots: Slots, *, tile_queries: int | None = None) -> Grouping:
+    """Groups the query tokens of a step by the KV they share.
+
+    Args:
+        tree: the forest after `append`.
+        slots: where the step's query tokens were put; idle rows get the last ranks and
+            see nothing.
+        tile_queries: queries per tile; by default chosen from the number of rows.
+
+    Returns:
+        Masks, order and work lists; every shape is a capacity.
+    """
+    num_queries = slots.node.shape[0]
+    tile = tile_queries or default_tile_queries(num_queries)
+    before, rank, order = _rank_queries(tree, slots)
+    slot_first, slot_end = _see_slots(tree, slots, before, rank)
+    page_first, page_end = _see_pages(slot_first, slot_end)
+    page_order = _order_pages(tree, page_first, page_end)
+    narrow = (page_end - page_first) * NARROW_SHARE <= tile
+    return Grouping(
+        order=order,
+        rank=rank,
+        query_position=slots.position[order],
+        slot_first=slot_first,
+        slot_end=slot_end,
+        slot_position=tree.slot_position,
+        page_first=page_first,
+        page_end=page_end,
+        wide=_list_wide(page_order, page_first, page_end, narrow, num_queries, tile),
+        narrow=_list_narrow(page_order, page_first, page_end, narrow, tile),
+        tile_queries=tile,
+    )
+
+
+def query_ranks(tree: Tree, node: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Depth-first ranks of query tokens.
+
+    Args:
+        tree: the forest.
+        node: [Q] int32, node of each row, N for idle rows.
+
+    Returns:
+        before: [N + 1] int32, queries in nodes with a smaller depth-first number.
+        rank: [Q] int32, a permutation; idle rows come last.
+    """
+    size = tree.num_nodes
+    live = node < size
+    first = jnp.where(live, tree.first[jnp.minimum(node, size - 1)], size)
+    queries = jnp.zeros(size, jnp.int32).at[first].add(1, mode="drop")
+    before = exclusive_cumsum(queries)
+    return before, before[first] + earlier_equal(first, jnp.ones_like(live))
+
+
+def _rank_queries(tree: Tree, slots: Slots):
+    before, rank = query_ranks(tree, slots.node)
+    rows = jnp.arange(rank.shape[0], dtype=jnp.int32)
+    order = jnp.zeros_like(rank).at[rank].set(rows, unique_indices=True)
+    return before, rank, order
+
+
+def slot_ranges(tree: Tree, before: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[M, P] int32 each: ranks below each slot's node, an empty range if there is none.
+
+    Args:
+        tree: the forest.
+        before: [N + 1] int32 as `query_ranks` gives it.
+    """
+    node_first = jnp.append(before[tree.first], jnp.int32(0))
+    node_end = jnp.append(before[tree.end], jnp.int32(0))
+    return node_first[tree.slot_node], node_end[tree.slot_node]
+
+
+def _see_slots(tree: Tree, slots: Slots, before, rank):
+    first, end = slot_ranges(tree, before)
+    return first.at[slots.page, slots.slot].set(rank, mode="drop"), end
+
+
+def _see_pages(slot_first, slot_end):
+    seen = slot_first < slot_end
+    largest = jnp.iinfo(jnp.int32).max
+    first = jnp.min(jnp.where(seen, slot_first, largest), axis=1)
+    end = jnp.max(jnp.where(seen, slot_end, 0), axis=1)
+    return jnp.minimum(first, end), end
+
+
+def _order_pages(tree: Tree, page_first, page_end):
+    """[M] int32: pages by first rank, then path position; unseen ones last."""
+    largest = jnp.iinfo(jnp.int32).max
+    key = jnp.where(page_first < page_end, page_first, largest)
+    page = jnp.arange(tree.num_pages, dtype=jnp.int32)
+    position = jnp.min(
+        jnp.where(tree.slot_node < tree.num_nodes, tree.slot_position, largest), axis=1
+    )
+    return jax.lax.sort((key, position, page), num_keys=2)[2]
+
+
+def _list_wide(page_order, page_first, page_end, narrow, num_queries, tile):
+    """Every tile with the pages it sees, tile by tile in page order."""
+    num_tiles = -(-num_queries // tile)
+    start = tile * jnp.arange(num_tiles, dtype=jnp.int32)[:, None]
+    first, end = page_first[page_order][None], page_end[page_order][None]
+    overlap = (first < start + tile) & (end > start) & ~narrow[page_order][None]
+    upto = exclusive_cumsum(overlap.ravel().astype(jnp.int32))
+    capacity = overlap.size
+    at = jnp.where(overlap.ravel(), upto[:-1], capacity)
+
+    def scatter(values):
+        values = jnp.broadcast_to(values, overlap.shape).ravel()
+        return jnp.zeros(capacity, jnp.int32).at[at].set(values, mode="drop")
+
+    return WorkList(
+        page=scatter(page_order[None]),
+        query=scatter(start),
+        offset=upto[:: page_order.shape[0]],
+    )
+
+
+def _list_narrow(page_order, page_first, page_end, narrow, tile):
+    """Every page that few queries see, once per query."""
+    most = max(tile // NARROW_SHARE, 1)
+    first = page_first[page_order]
+    queries = jnp.where(narrow[page_order], page_end[page_order] - first, 0)
+    upto = exclusive_cumsum(queries)
+    pair = jnp.arange(most * page_order.shape[0], dtype=jnp.int32)
+    at = jnp.searchsorted(upto, pair, side="right").astype(jnp.int32) - 1
+    at = jnp.clip(at, 0, page_order.shape[0] - 1)
+    return WorkList(
+        page=page_order[at],
+        query=first[at] + pair - upto[at],
+        offset=jnp.stack([jnp.int32(0), upto[-1]]),
+    )
