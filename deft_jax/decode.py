@@ -1,0 +1,229 @@
+"""The decode loop: sample, plan, append, group, run the layers, all on the device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deft_jax.append import Slots, append
+from deft_jax.decode_state import DecodeState, RequestTable, Rows, StepLog
+from deft_jax.forward import Model, forward
+from deft_jax.grouping import Grouping, query_ranks, slot_ranges
+from deft_jax.sample import sample
+from deft_jax.strategy import RUNNING, Plan, Planner, View, finish_code
+from deft_jax.tree import Tree, accept, branch, choose, prune, replace
+
+
+def decode(
+    model: Model,
+    state: DecodeState,
+    table: RequestTable,
+    cut: jax.Array,
+    max_steps: jax.Array,
+    *,
+    planner: Planner,
+    implementation: str | None,
+) -> DecodeState:
+    """Decodes up to `max_steps` steps without the host.
+
+    Stops before that when a request ends (so that the host can fill its rows), or when
+    a plan does not fit the free pages or nodes: then the state is as before that plan
+    but for `tree.overflow`.
+
+    Args:
+        model: the network.
+        state: donated by the caller's jit; its log is overwritten.
+        table: of the requests.
+        cut: [N] bool, nodes that the host drops before the first step, with all below.
+        max_steps: [] int32, at most the log's capacity.
+        planner: of the strategy; static.
+        implementation: static, of `tree_attention`.
+    """
+    state = dataclasses.replace(
+        state,
+        tree=replace(state.tree, overflow=jnp.int32(0)),
+        step=jnp.int32(0),
+        kv_tokens=jnp.zeros(2, jnp.float32),
+    )
+    state = lax.cond(jnp.any(cut), lambda s: _cut(s, cut), lambda s: s, state)
+    size = state.tree.num_nodes
+    num_requests = jnp.sum(state.roots < size)
+
+    def goes_on(state):
+        same = jnp.sum(state.roots < size) == num_requests
+        fits = state.tree.overflow == 0
+        return (num_requests > 0) & same & fits & (state.step < max_steps)
+
+    def step(state):
+        return decode_step(model, state, table, planner, implementation)
+
+    return lax.while_loop(goes_on, step, state)
+
+
+def _cut(state: DecodeState, cut: jax.Array) -> DecodeState:
+    """Drops cut nodes, the rows there and below, and requests left without a node."""
+    size, num_requests = state.tree.num_nodes, state.roots.shape[0]
+    tree = prune(state.tree, cut)
+    live = jnp.append(tree.live, False)
+    kept, rows = live[state.rows.node], state.rows
+    rows = dataclasses.replace(
+        rows,
+        node=jnp.where(kept, rows.node, size),
+        request=jnp.where(kept, rows.request, num_requests),
+    )
+    roots = jnp.where(live[state.roots], state.roots, size)
+    return dataclasses.replace(state, tree=tree, rows=rows, roots=roots)
+
+
+def _ended(roots: jax.Array, request: jax.Array, size: int) -> jax.Array:
+    """[R] bool: requests in use that no row [B] belongs to."""
+    running = jnp.zeros(roots.shape, bool).at[request].set(True, mode="drop")
+    return (roots < size) & ~running
+
+
+def decode_step(model, state, table, planner, implementation) -> DecodeState:
+    """One step of `decode`: every row gets a token, and its hidden state."""
+    own, plan = planner.plan(state.planner, _look(model, state, table))
+    tree, slots, roots = _apply(state, plan, planner.draft_depth)
+    fits = tree.overflow == 0
+    kept = replace(state.tree, overflow=tree.overflow)
+    tree = choose(fits, tree, kept)
+    hidden, pool, grouping = forward(
+        model, tree, state.pool, slots, plan.token, implementation
+    )
+    rows = Rows(
+        node=slots.node,
+        request=jnp.where(slots.node < tree.num_nodes, plan.request, roots.shape[0]),
+        stream=plan.stream,
+        generated=plan.generated,
+    )
+    return DecodeState(
+        tree=tree,
+        pool=pool,
+        rows=choose(fits, rows, state.rows),
+        hidden=jnp.where(fits, hidden, state.hidden),
+        roots=jnp.where(fits, roots, state.roots),
+        planner=choose(fits, own, state.planner),
+        log=_write_log(state, plan, slots),
+        step=state.step + jnp.where(fits, 1, 0),
+        kv_tokens=state.kv_tokens + jnp.where(fits, _count_reads(grouping, slots), 0.0),
+    )
+
+
+def _look(model, state: DecodeState, table: RequestTable) -> View:
+    """Samples every row and says which would finish with that token."""
+    rows = state.rows
+    logits = model.logits(state.hidden)
+    request = jnp.minimum(rows.request, table.max_new_tokens.shape[0] - 1)
+    vocab_size = logits.shape[1]
+    sampled = sample(
+        logits,
+        table.sampling.take(request),
+        rows.stream,
+        rows.generated,
+        lambda: _seen_tokens(state.tree, rows.node, vocab_size),
+    )
+    return View(
+        tree=state.tree,
+        table=table,
+        node=rows.node,
+        request=rows.request,
+        stream=rows.stream,
+        generated=rows.generated,
+        logits=logits,
+        token=sampled.token,
+        logprob=sampled.logprob,
+        finish=finish_code(table, sampled.token, request, rows.generated + 1),
+        roots=state.roots,
+    )
+
+
+def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
+    """[B, V] bool: tokens on each row's path.
+
+    Every slot marks where the ranks that see it begin and end; a prefix sum over ranks
+    turns the marks into counts, so that no path is walked.
+    """
+    before, rank = query_ranks(tree, node)
+    first, end = (x.ravel() for x in slot_ranges(tree, before))
+    token = jnp.where(first < end, tree.slot_token.ravel(), vocab_size)
+    marks = jnp.zeros((node.shape[0] + 1, vocab_size), jnp.int32)
+    marks = marks.at[first, token].add(1, mode="drop")
+    marks = marks.at[end, token].add(-1, mode="drop")
+    return (jnp.cumsum(marks, axis=0, dtype=jnp.int32) > 0)[rank]
+
+
+def _apply(state: DecodeState, plan: Plan, draft_depth: int):
+    """The tree after a plan, the slots of its tokens and the requests' roots."""
+    tree, size = state.tree, state.tree.num_nodes
+    num_requests = state.roots.shape[0]
+    stopped = jnp.append(plan.stop, True)[jnp.minimum(plan.request, num_requests)]
+    live = (plan.source >= 0) & (plan.finish == RUNNING) & ~stopped
+    request = jnp.where(live, plan.request, num_requests)
+    ended = _ended(state.roots, request, size)
+    tree = lax.cond(
+        jnp.any(plan.accept >= 0), lambda t: accept(t, plan.accept), lambda t: t, tree
+    )
+    tree = _drop(tree, plan, live, jnp.where(ended, state.roots, size))
+    tree, node = _place_rows(tree, plan, live, draft_depth)
+    tree, slots = append(tree, node, plan.token)
+    return tree, slots, jnp.where(ended, size, state.roots)
+
+
+def _drop(tree: Tree, plan: Plan, live: jax.Array, ended_root: jax.Array) -> Tree:
+    """Frees what a plan prunes, rows that finish and ended requests [R], N for none."""
+    size = tree.num_nodes
+    node = jnp.where((plan.source >= 0) & (plan.source < size), plan.source, size)
+    finished = jnp.where(plan.branch | (plan.finish == RUNNING), size, node)
+    doomed = plan.prune.at[finished].set(True, mode="drop")
+    doomed = doomed.at[ended_root].set(True, mode="drop")
+    keep = plan.keep.at[jnp.where(live, node, size)].set(True, mode="drop")
+    return lax.cond(
+        jnp.any(doomed), lambda t: prune(t, doomed, keep), lambda t: t, tree
+    )
+
+
+def _place_rows(tree: Tree, plan: Plan, live: jax.Array, draft_depth: int):
+    """The node of each live row, branching where the plan says so, level by level.
+
+    A row's token counts while later levels branch from it, for their positions.
+    """
+    size = tree.num_nodes
+    node = jnp.full_like(plan.source, size)
+    for _ in range(draft_depth):
+        row = jnp.clip(plan.source - size, 0, node.shape[0] - 1)
+        source = jnp.where(plan.source < size, plan.source, node[row])
+        ready = live & (node == size) & (source >= 0) & (source < size)
+        tree, child = branch(
+            tree, jnp.maximum(source, 0), ready & plan.branch, plan.draft
+        )
+        placed = jnp.where(plan.branch, child, source)
+        node = jnp.where(ready, placed, node)
+        counted = jnp.where(ready, placed, size)
+        tree = replace(tree, count=tree.count.at[counted].add(1, mode="drop"))
+    return replace(tree, count=tree.count.at[node].add(-1, mode="drop")), node
+
+
+def _write_log(state: DecodeState, plan: Plan, slots: Slots) -> StepLog:
+    row = StepLog(
+        accept=plan.accept,
+        draft_logprob=plan.draft_logprob,
+        source=plan.source,
+        branch=plan.branch,
+        draft=plan.draft,
+        node=slots.node,
+        token=plan.token,
+        logprob=plan.logprob,
+        finish=plan.finish,
+        request=plan.request,
+    )
+    return jax.tree.map(lambda log, x: log.at[state.step].set(x), state.log, row)
+
+
+def _count_reads(grouping: Grouping, slots: Slots) -> jax.Array:
+    """[2] float32: cached tokens this step reads, and one sequence at a time would."""
+    tree_reads = jnp.sum(grouping.slot_first < grouping.slot_end, dtype=jnp.int32)
+    live = slots.page < grouping.page_first.shape[0]
+    paths = jnp.sum(jnp.where(live, slots.position + 1, 0), dtype=jnp.int32)
+    return jnp.stack([tree_reads, paths]).astype(jnp.float32)

@@ -1,0 +1,123 @@
+"""Parallel sampling: `n` branches from one prompt, the best or the majority wins."""
+
+import collections
+import dataclasses
+import re
+
+from deft_jax.capacity import Capacity
+from deft_jax.errors import DeftError
+from deft_jax.result import GenerationTree, TreeNode
+from deft_jax.strategy import Plan, View
+
+LAST_NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)(?!.*\d)"
+"""Default answer pattern of self-consistency: the last number of the text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinueAll:
+    """Every branch takes the token that was sampled for it."""
+
+    draft_depth: int = 1
+
+    def init(self, capacity: Capacity) -> tuple[()]:
+        """No state of its own."""
+        return ()
+
+    def plan(self, state: tuple[()], view: View) -> tuple[tuple[()], Plan]:
+        """Fresh rows branch from the prompt, the others go on in place."""
+        return state, Plan.continue_all(view)
+
+
+@dataclasses.dataclass(frozen=True)
+class BestOfN:
+    """`n` independent samples that share the prompt; `.best()` has the highest mean
+    log-probability.
+
+    Attributes:
+        n: branches per prompt, at least 1.
+
+    Raises:
+        DeftError: n is no integer or below 1.
+    """
+
+    n: int = 1
+
+    def __post_init__(self):
+        if not isinstance(self.n, int):
+            raise DeftError(f"n must be an integer, got {self.n!r}")
+        if self.n < 1:
+            raise DeftError(f"n must be at least 1 branch, got {self.n}")
+
+    @property
+    def rows(self) -> int:
+        """One query row per branch."""
+        return self.n
+
+    @property
+    def nodes(self) -> int:
+        """The prompt and its branches."""
+        return self.n + 1
+
+    @property
+    def planner(self) -> "ContinueAll":
+        """The same for every n, which therefore share a compilation."""
+        return ContinueAll()
+
+    def conclude(self, tree: GenerationTree) -> GenerationTree:
+        """The tree as it is."""
+        return tree
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfConsistency(BestOfN):
+    """Majority vote over the answers of `n` samples (Wang et al., arXiv 2203.11171).
+
+    Attributes:
+        n: branches per prompt, at least 1.
+        pattern: regular expression, searched in each branch's text over all lines; the
+            answer is its first group, or the whole match if it has none. Answers are
+            compared without surrounding space, commas between digits, and case.
+
+    Raises:
+        DeftError: n is no integer or below 1, or the pattern is no regular expression.
+    """
+
+    n: int = 8
+    pattern: str = LAST_NUMBER
+
+    def __post_init__(self):
+        super().__post_init__()
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise DeftError(
+                f"the answer pattern {self.pattern!r} is no regular expression: {error}"
+            ) from None
+
+    def conclude(self, tree: GenerationTree) -> GenerationTree:
+        """The tree with each branch's answer, the majority and the agreement."""
+        nodes = tuple(self._answered(tree, node) for node in tree.nodes)
+        answered = dataclasses.replace(tree, nodes=nodes)
+        answers = [leaf.answer for leaf in answered.leaves() if leaf.answer is not None]
+        if not answers:
+            return answered
+        votes: dict[str, int] = dict(collections.Counter(answers).most_common())
+        answer, count = next(iter(votes.items()))
+        return dataclasses.replace(
+            answered, answer=answer, agreement=count / len(answers), votes=votes
+        )
+
+    def _answered(self, tree: GenerationTree, node: TreeNode) -> TreeNode:
+        if node not in tree.leaves() or node.parent is None:
+            return node
+        match = re.search(self.pattern, tree.path_text(node), re.DOTALL)
+        if match is None:
+            return node
+        found = match.group(1) if match.re.groups else match.group(0)
+        return dataclasses.replace(node, answer=normalise_answer(found))
+
+
+def normalise_answer(text: str | None) -> str | None:
+    """The form in which answers are compared; None if nothing is left."""
+    text = re.sub(r"(?<=\d),(?=\d)", "", text or "").strip().casefold()
+    return text or None
