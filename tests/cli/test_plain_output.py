@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from deft_jax.cli.plain_output import JsonOutput, TextStream, TreeOutput
+from deft_jax.result import GenerationTree, Status, TokenEvent, TreeNode
+
+
+def event(text, reason=None):
+    return TokenEvent(
+        request=0,
+        node=1,
+        parent=0,
+        token=1,
+        text=text,
+        logprob=-1.0,
+        finish_reason=reason,
+    )
+
+
+def make_tree(*texts, notice=None):
+    root = TreeNode(id=0, parent=None, tokens=(1,), text="p")
+    leaves = [
+        TreeNode(id=i, parent=0, tokens=(1,), text=text, logprobs=(-1.0 / i,))
+        for i, text in enumerate(texts, 1)
+    ]
+    stats = Status(phase="done", elapsed_s=1.25, generated_tokens=2)
+    return GenerationTree(
+        request=0, prompt="p", nodes=(root, *leaves), stats=stats, notice=notice
+    )
+
+
+def test_stream_writes_text_as_it_comes(capsys):
+    view = TextStream()
+    view.on_token(event("one"))
+    assert capsys.readouterr().out == "one"
+    view.on_token(event(""))
+    view.on_token(event(" two\x1b"))
+    assert capsys.readouterr().out == " two\\x1b"
+    view.finish([make_tree("one two\x1b and", notice="pool full")], {})
+    output = capsys.readouterr()
+    assert output.out == " and\n"
+    assert output.err == "deft-jax: pool full\n"
+
+
+@pytest.mark.parametrize("text", ["one", "one\n"])
+def test_stream_ends_its_last_line_once(text, capsys):
+    view = TextStream()
+    view.on_token(event(text))
+    view.finish([make_tree(text)], {})
+    assert capsys.readouterr().out == "one\n"
+
+
+def test_trees_are_written_when_they_are_done(capsys):
+    view = TreeOutput(["first", "second"])
+    view.on_token(event("one"))
+    view.finish([make_tree("one", "two\nlines"), make_tree("three")], {})
+    assert capsys.readouterr().out.splitlines() == [
+        "first",
+        "├─ 1 · 1 token · mean log-prob -1.00",
+        "│     one",
+        "└─ 2 · 1 token · mean log-prob -0.50 · best",
+        "      two ↵ lines",
+        "",
+        "best branch (2):",
+        "two",
+        "lines",
+        "",
+        "second",
+        "three",
+    ]
+
+
+def test_json_is_one_document(capsys):
+    view = JsonOutput()
+    view.on_token(event("one"))
+    view.on_status(Status(phase="prefill", message="reading"))
+    view.finish([make_tree("one \u2028北")], {"model": "m"})
+    output = capsys.readouterr()
+    document = json.loads(output.out)
+    assert document["model"] == "m"
+    assert document["results"][0]["branches"][0]["text"] == "one \u2028北"
+    assert output.out.isascii()
+    assert output.err == "deft-jax: reading\n"
+
+
+def test_progress_is_a_line_per_phase(capsys):
+    view = TreeOutput(["p"])
+    for done in range(1, 4):
+        view.on_load(done, 3)
+    for phase in ("compile", "prefill", "decode", "decode", "decode", "done"):
+        message = "" if phase == "decode" else f"{phase} now"
+        view.on_status(Status(phase=phase, message=message))
+    assert capsys.readouterr().err.splitlines() == [
+        "deft-jax: loaded 3 tensors",
+        "deft-jax: compile now",
+        "deft-jax: prefill now",
+        "deft-jax: 0 tokens · 0.0 tokens/s · 0.0 s · KV pages 0/0 · KV reads saved 0%",
+    ]
