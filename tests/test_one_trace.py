@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -18,14 +19,19 @@ PROMPTS = ["x", "Hello world", "12345678", "abc", "The quick brown fox jumps ove
 OTHERS = ["Something else, and of another length", "yz"]
 
 
+def num_traces(step: Any) -> int:
+    """Shapes and static arguments that a jitted function was traced for."""
+    return step._cache_size()
+
+
 @contextmanager
 def compilations() -> Iterator[list[str]]:
     """Programs that XLA compiles, or reads from a cache of compiled programs."""
     compiled: list[str] = []
 
-    def listen(event: str, duration: float, **kwargs) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(kwargs.get("fun_name", event))
+            compiled.append(str(kwargs.get("fun_name", event)))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -41,13 +47,13 @@ def test_the_listener_hears_compilations():
 
 
 def test_a_run_that_branches_prunes_finishes_and_refills_compiles_the_step_once():
-    engine, before = tiny_engine(), run_decode._cache_size()
+    engine, before = tiny_engine(), num_traces(run_decode)
     trees = engine.generate(PROMPTS, BEAM, Sampling(max_new_tokens=12))
     leaves = [leaf for tree in trees for leaf in tree.leaves()]
     assert {"pruned", "length", "stop"} == {leaf.finish_reason for leaf in leaves}
     assert len(PROMPTS) > CAPACITY.requests
     assert any(len(tree.path(tree.best())) > 2 for tree in trees)
-    assert run_decode._cache_size() == before + 1
+    assert num_traces(run_decode) == before + 1
 
 
 def test_other_prompts_and_settings_compile_nothing():
@@ -84,9 +90,9 @@ def test_all_numbers_of_branches_share_a_compilation():
 def test_all_strategies_share_the_prefill():
     engine = tiny_engine()
     engine.generate(PROMPTS, BestOfN(1), Sampling(max_new_tokens=4))
-    before = run_prefill._cache_size()
+    before = num_traces(run_prefill)
     engine.generate(PROMPTS, BEAM, Sampling(max_new_tokens=4))
-    assert run_prefill._cache_size() == before
+    assert num_traces(run_prefill) == before
 
 
 def test_a_full_pool_and_an_interrupt_compile_nothing():

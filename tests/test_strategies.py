@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from deft_jax.result import ROOT
 from deft_jax.sampling import Sampling
 from tests.example_strategies.beam_search import BeamSearch
 from tests.example_strategies.best_first import BestFirst
@@ -50,9 +51,10 @@ def test_every_path_has_the_models_own_logprobs(strategy):
 
 def beam_search(prompt, width, length):
     """Textbook beam search: {tokens: score} of the hypotheses that ended."""
-    beam, ended = {(): 0.0}, {}
+    beam: dict[tuple[int, ...], float] = {(): 0.0}
+    ended: dict[tuple[int, ...], float] = {}
     while beam:
-        scores = {
+        scores: dict[tuple[int, ...], float] = {
             (*tokens, token): score + logprob
             for tokens, score in beam.items()
             for token, logprob in enumerate(next_logprobs(prompt, tokens))
@@ -120,7 +122,7 @@ def test_best_first_search_comes_back_to_nodes_that_rested():
     trees = tiny_engine().generate(PROMPTS, SEARCH, Sampling(max_new_tokens=10))
     returns = 0
     for tree in trees:
-        parents = [node.parent for node in tree.nodes[1:]]
+        parents = [node.parent or ROOT for node in tree.nodes[1:]]
         returns += sum(
             later < earlier
             for earlier, later in zip(parents, parents[1:], strict=False)
