@@ -64,7 +64,7 @@ def decode(
 def _cut(state: DecodeState, cut: jax.Array) -> DecodeState:
     """Drops cut nodes, the rows there and below, and requests left without a node."""
     size, num_requests = state.tree.num_nodes, state.roots.shape[0]
-    tree = prune(state.tree, cut)
+    tree = prune(state.tree, cut, state.keep)
     live = jnp.append(tree.live, False)
     kept, rows = live[state.rows.node], state.rows
     rows = dataclasses.replace(
@@ -104,6 +104,7 @@ def decode_step(model, state, table, planner, implementation) -> DecodeState:
         rows=choose(fits, rows, state.rows),
         hidden=jnp.where(fits, hidden, state.hidden),
         roots=jnp.where(fits, roots, state.roots),
+        keep=jnp.where(fits, plan.keep, state.keep),
         planner=choose(fits, own, state.planner),
         log=_write_log(state, plan, slots),
         step=state.step + jnp.where(fits, 1, 0),

@@ -89,6 +89,7 @@ class DecodeState:
         rows: the growing branches.
         hidden: [B, E], final hidden state of each row's last token.
         roots: [R] int32, root of each request slot, N for free slots.
+        keep: [N] bool, nodes that the last plan keeps though nothing is below them.
         planner: the planner's own state.
         log: of the steps since the host last read it.
         step: [] int32, steps in the log.
@@ -101,6 +102,7 @@ class DecodeState:
     rows: Rows
     hidden: jax.Array
     roots: jax.Array
+    keep: jax.Array
     planner: Any
     log: StepLog
     step: jax.Array

@@ -168,6 +168,7 @@ class Engine:
             ),
             hidden=jnp.zeros((rows, config.hidden_size), dtype),
             roots=jnp.full(capacity.requests, capacity.nodes, jnp.int32),
+            keep=jnp.zeros(capacity.nodes, bool),
             planner=(),
             log=StepLog.create(LOG_STEPS, rows),
             step=jnp.int32(0),

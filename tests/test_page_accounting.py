@@ -222,7 +222,7 @@ class ForestMachine(RuleBasedStateMachine):
 
 TestPageAccounting = ForestMachine.TestCase
 TestPageAccounting.settings = settings(
-    max_examples=60,
+    max_examples=100,
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -2,6 +2,7 @@ import json
 import math
 import sys
 
+import networkx
 import pytest
 
 from deft_jax.errors import DeftError
@@ -122,7 +123,6 @@ def test_status_counts_the_reads_that_were_saved():
 
 
 def test_networkx_graph_has_the_edges_and_the_fields(tree):
-    networkx = pytest.importorskip("networkx")
     graph = tree.to_networkx()
     assert networkx.is_arborescence(graph)
     assert set(graph.edges) == {(0, 1), (1, 2), (1, 3), (0, 4)}

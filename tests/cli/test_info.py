@@ -2,18 +2,9 @@ import json
 
 import pytest
 
-from deft_jax.cli.arguments import DEFAULT_MODEL
 from deft_jax.cli.main import main
-from deft_jax.errors import DeftError
-from deft_jax.models.checkpoint import open_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def needs_the_default_model():
-    try:
-        open_checkpoint(DEFAULT_MODEL)
-    except DeftError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("smollm2_path")
 
 
 def test_report_is_for_people(capsys):

@@ -1,4 +1,4 @@
-"""Parallel sampling one branch at a time: all others rest."""
+"""Parallel sampling one branch after the other: the others rest."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from tests.example_strategies.common import Example, is_live
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TakeTurns(Example):
-    """The `n` branches of best-of-n, but only the shortest grows in each step."""
+    """The `n` branches of best-of-n, each grown to its end before the next begins."""
 
     n: int
 
@@ -55,13 +55,12 @@ class TakeTurns(Example):
         return state | {"source": later}, plan
 
     def _has_turn(self, state, rests):
-        """[B] bool: the shortest of each request's running rows, and all that end.
+        """[B] bool: the first of each request's running rows, and all that end.
 
         A request without a running row would end, so that rows that end go alongside.
         """
         runs = rests & (state["finish"] == RUNNING)
         rows = jnp.arange(rests.shape[0])
-        key = state["generated"] * rests.shape[0] + rows
-        ahead = (key[None] < key[:, None]) & runs[None]
+        ahead = (rows[None] < rows[:, None]) & runs[None]
         same = state["request"][None] == state["request"][:, None]
         return ~runs | ~jnp.any(ahead & same, axis=1)

