@@ -28,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal without UTF-8 gets escapes in place of a traceback.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
-        code = _run(arguments)
-        sys.stdout.flush()
-        return code
+        try:
+            return _run(arguments)
+        finally:
+            # Also after --help, which exits: a reader that is gone shows only now.
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
-    # The commands import JAX, which --help and wrong arguments need not wait for.
+    # Wrong arguments need not wait for the imports of the commands.
     if options.command == "generate":
         from deft_jax.cli.generate import generate as command
     else:
