@@ -28,7 +28,9 @@ help: ## print these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/demo.stamp ## decode a tree with the default model
-	$(VENV)/bin/deft-jax generate --chat --strategy self-consistency --n 4 \
+	$(VENV)/bin/deft-jax generate --chat --strategy self-consistency --n 8 \
+		--answer-pattern '\b(Paris|London|Lyon|Marseille|Berlin|Rome)\b' \
+		--temperature 0.7 --top-p 0.9 --max-new-tokens 48 --seed 1 \
 		--prompt "What is the capital of France?"
 
 test: lint types check-wheel ## run every check of CI

@@ -283,6 +283,10 @@ def test_operations_run_inside_a_loop_and_a_condition():
     """A loop adds a child and drops it again in every other round, until one page is
     taken by the root and one by each child that stays."""
 
+    def goes_on(carry):
+        tree, _, turn = carry
+        return (tree.overflow == 0) & (turn < 100)
+
     def step(carry):
         tree, root, turn = carry
         tree, child = operations.branch(tree, root[None], jnp.ones(1, bool))
@@ -295,7 +299,7 @@ def test_operations_run_inside_a_loop_and_a_condition():
     @jax.jit
     def run(tree, root):
         carry = tree, root, jnp.int32(1)
-        return lax.while_loop(lambda carry: carry[0].overflow == 0, step, carry)
+        return lax.while_loop(goes_on, step, carry)
 
     tree, [root] = branch(empty(), [NO_NODE])
     tree, _, turn = run(grow(tree, root), ints(root))
