@@ -18,6 +18,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from deft_jax.append import Slots
 from deft_jax.tree import Tree, earlier_equal, exclusive_cumsum
@@ -72,6 +73,7 @@ class Grouping:
         slot_position: [M, P] int32, position of the token along its path.
         page_first: [M] int32, smallest `slot_first` of the page's seen tokens.
         page_end: [M] int32, largest `slot_end`; equal to first for pages unseen.
+        num_live: [] int32, query tokens of the step; their ranks come first.
         wide: pairs of pages that many queries see, with tiles of `tile_queries`.
         narrow: pairs of pages that few queries see, one pair per query.
         tile_queries: static, queries per tile of `wide`.
@@ -85,6 +87,7 @@ class Grouping:
     slot_position: jax.Array
     page_first: jax.Array
     page_end: jax.Array
+    num_live: jax.Array
     wide: WorkList
     narrow: WorkList
     tile_queries: int = dataclasses.field(metadata={"static": True})
@@ -112,22 +115,101 @@ def group(tree: Tree, slots: Slots, *, tile_queries: int | None = None) -> Group
     Returns:
         Masks, order and work lists; every shape is a capacity.
     """
-    num_queries = slots.node.shape[0]
-    tile = tile_queries or default_tile_queries(num_queries)
     before, rank, order = _rank_queries(tree, slots)
     slot_first, slot_end = _see_slots(tree, slots, before, rank)
-    page_first, page_end = _see_pages(slot_first, slot_end)
-    page_order = _order_pages(tree, page_first, page_end)
-    narrow = (page_end - page_first) * NARROW_SHARE <= tile
-    return Grouping(
+    return _list_work(
         order=order,
         rank=rank,
         query_position=slots.position[order],
         slot_first=slot_first,
         slot_end=slot_end,
         slot_position=tree.slot_position,
+        num_live=jnp.sum(slots.node < tree.num_nodes, dtype=jnp.int32),
+        tile_queries=tile_queries,
+    )
+
+
+def group_arrays(
+    slot_first: ArrayLike,
+    slot_end: ArrayLike,
+    slot_position: ArrayLike,
+    query_position: ArrayLike,
+    num_live: ArrayLike,
+    *,
+    tile_queries: int | None = None,
+) -> Grouping:
+    """Groups queries by the KV they share, for engines with a page table of their own.
+
+    The caller numbers the queries so that those which see a token have adjacent
+    numbers, as a depth-first walk over its tree does; `order` and `rank` of the result
+    are the identity. Integers of any type are taken; the arrays become int32.
+
+    Args:
+        slot_first: [M, P], number of the first query that sees the token in the slot.
+        slot_end: [M, P], one past the last; at most `slot_first` where none does.
+        slot_position: [M, P], position of the token along its path.
+        query_position: [Q], position of each query along its path.
+        num_live: [], queries of the step; those numbered from there on see nothing.
+        tile_queries: as in `group`.
+
+    Returns:
+        As of `group`.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    slots = [jnp.asarray(x, jnp.int32) for x in (slot_first, slot_end, slot_position)]
+    query_position = jnp.asarray(query_position, jnp.int32)
+    shapes = [x.shape for x in slots]
+    if slots[0].ndim != 2 or len(set(shapes)) > 1 or query_position.ndim != 1:
+        raise ValueError(
+            "slot_first, slot_end and slot_position must be [pages, page_size] and "
+            f"query_position [queries], got {', '.join(map(str, shapes))} and "
+            f"{query_position.shape}"
+        )
+    live = jnp.asarray(num_live, jnp.int32)
+    rows = jnp.arange(query_position.shape[0], dtype=jnp.int32)
+    return _list_work(
+        order=rows,
+        rank=rows,
+        query_position=query_position,
+        slot_first=slots[0],
+        slot_end=jnp.minimum(slots[1], live),
+        slot_position=slots[2],
+        num_live=live,
+        tile_queries=tile_queries,
+    )
+
+
+def _list_work(
+    *,
+    order,
+    rank,
+    query_position,
+    slot_first,
+    slot_end,
+    slot_position,
+    num_live,
+    tile_queries,
+) -> Grouping:
+    """The grouping whose masks are known."""
+    num_queries = query_position.shape[0]
+    tile = tile_queries or default_tile_queries(num_queries)
+    page_first, page_end = _see_pages(slot_first, slot_end)
+    page_order = _order_pages(
+        page_first, page_end, slot_position, slot_first < slot_end
+    )
+    narrow = (page_end - page_first) * NARROW_SHARE <= tile
+    return Grouping(
+        order=order,
+        rank=rank,
+        query_position=query_position,
+        slot_first=slot_first,
+        slot_end=slot_end,
+        slot_position=slot_position,
         page_first=page_first,
         page_end=page_end,
+        num_live=num_live,
         wide=_list_wide(page_order, page_first, page_end, narrow, num_queries, tile),
         narrow=_list_narrow(page_order, page_first, page_end, narrow, tile),
         tile_queries=tile,
@@ -185,14 +267,12 @@ def _see_pages(slot_first, slot_end):
     return jnp.minimum(first, end), end
 
 
-def _order_pages(tree: Tree, page_first, page_end):
+def _order_pages(page_first, page_end, slot_position, seen):
     """[M] int32: pages by first rank, then path position; unseen ones last."""
     largest = jnp.iinfo(jnp.int32).max
     key = jnp.where(page_first < page_end, page_first, largest)
-    page = jnp.arange(tree.num_pages, dtype=jnp.int32)
-    position = jnp.min(
-        jnp.where(tree.slot_node < tree.num_nodes, tree.slot_position, largest), axis=1
-    )
+    page = jnp.arange(page_first.shape[0], dtype=jnp.int32)
+    position = jnp.min(jnp.where(seen, slot_position, largest), axis=1)
     return jax.lax.sort((key, position, page), num_keys=2)[2]
 
 

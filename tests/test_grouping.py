@@ -1,5 +1,6 @@
 """The masks and work lists against what each query sees on its own path."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from deft_jax.grouping import (
     WorkList,
     default_tile_queries,
     group,
+    group_arrays,
 )
 from deft_jax.tree import NO_NODE, Tree, accept, branch, prune
 from tests.forest_plans import Limits, Plan, plans
@@ -39,6 +41,7 @@ NAMED = {
 }
 
 group_jit = jax.jit(group, static_argnames="tile_queries")
+group_arrays_jit = jax.jit(group_arrays, static_argnames="tile_queries")
 
 
 def grouped(forest: Forest, tile_queries: int | None) -> Grouping:
@@ -147,6 +150,24 @@ def test_grouping_follows_the_paths(plan: Plan, tile_queries: int):
 @pytest.mark.parametrize("plan", NAMED.values(), ids=NAMED)
 def test_grouping_of_a_named_forest(plan: Plan, tile_queries: int):
     check(grow(plan), tile_queries)
+
+
+@given(plans(LIMITS), st.sampled_from(TILES))
+def test_plain_arrays_give_the_same_grouping(plan: Plan, tile_queries: int):
+    expected = grouped(grow(plan), tile_queries)
+    names = ("slot_first", "slot_end", "slot_position", "query_position", "num_live")
+    arrays = {name: getattr(expected, name) for name in names}
+    actual = group_arrays_jit(**arrays, tile_queries=tile_queries)
+    rows = np.arange(LIMITS.rows, dtype=np.int32)
+    in_order = dataclasses.replace(expected, order=rows, rank=rows)
+    jax.tree.map(np.testing.assert_array_equal, actual, in_order)
+
+
+def test_plain_arrays_of_other_shapes_are_refused():
+    slots, queries = np.zeros((4, 16), int), np.zeros(3, int)
+    expected = r"got \(4, 16\), \(4, 16\), \(4, 8\) and \(3,\)"
+    with pytest.raises(ValueError, match=expected):
+        group_arrays(slots, slots, slots[:, :8], queries, 3)
 
 
 @pytest.mark.parametrize("tile_queries", TILES)
