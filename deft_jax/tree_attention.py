@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax.grouping import Grouping
+from deft_jax.implementations import (
+    has_bulk_copies,
+    is_hopper,
+    num_multiprocessors,
+    pick_implementation,
+)
 from deft_jax.pallas_kernels.grouped_partial_attention.reference import (
     grouped_partial_attention_reference,
 )
+from deft_jax.tree_attention_mma import tree_attention_mma
+from deft_jax.tree_attention_mosaic import tree_attention_mosaic
 from deft_jax.tree_attention_xla import Logits, tree_attention_xla
-
-IMPLEMENTATIONS = ("xla", "reference")
-
-
-def default_implementation() -> str:
-    """The implementation that `implementation=None` picks on the default device."""
-    return "xla"
 
 
 def tree_attention(
@@ -41,12 +42,16 @@ def tree_attention(
             of K. Same dtype as q: float32, bfloat16 or float16.
         v_pages: [M, K, P, D], values.
         grouping: of the forest after the step's tokens were appended.
-        scale: factor of the logits; `D ** -0.5` by default.
+        scale: factor of the logits, above 0; `D ** -0.5` by default.
         window: a query sees only tokens less than this many positions back along its
             path, itself counted.
         soft_cap: logits become `soft_cap * tanh(logits / soft_cap)`.
-        implementation: "xla" (any device), "reference" (the float32 oracle), or None
-            for the best of the device.
+        implementation: "mosaic_gpu" (Pallas kernels for NVIDIA GPUs: bfloat16 or
+            float16, head_dim 64, 80, 96, 128 or 256, pages of a multiple of 16), "xla"
+            (any device), "reference" (the float32 oracle), or None for the best: the
+            kernels on compute capability 9.0 where they take the arrays, else "xla".
+            Asked for by name, they also serve 8.0 to 10.0, where they are compiled in
+            tests and have not been run.
 
     Returns:
         out: [Q, H, D] in q's dtype; zeros for queries that see nothing.
@@ -55,19 +60,21 @@ def tree_attention(
     Raises:
         ValueError: shapes, dtypes or options do not fit each other.
     """
-    _check(q, k_pages, v_pages, grouping, window, soft_cap)
+    _check(q, k_pages, v_pages, grouping, scale, window, soft_cap)
     scale = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
-    name = default_implementation() if implementation is None else implementation
+    name = pick_implementation(implementation, q, k_pages)
+    logits = Logits(scale=scale, window=window, soft_cap=soft_cap)
+    if name == "mosaic_gpu":
+        args = q, k_pages, v_pages, grouping, logits
+        workers = num_multiprocessors()
+        if is_hopper():
+            return tree_attention_mosaic(*args, num_workers=workers)
+        bulk = has_bulk_copies()
+        return tree_attention_mma(*args, bulk=bulk, num_workers=workers)
     if name == "xla":
-        logits = Logits(scale=scale, window=window, soft_cap=soft_cap)
         return tree_attention_xla(q, k_pages, v_pages, grouping, logits)
-    if name == "reference":
-        out, lse = _reference(q, k_pages, v_pages, grouping, scale, window, soft_cap)
-        return out.astype(q.dtype), lse
-    raise ValueError(
-        f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, "
-        f"got {name!r}"
-    )
+    out, lse = _reference(q, k_pages, v_pages, grouping, scale, window, soft_cap)
+    return out.astype(q.dtype), lse
 
 
 def _reference(q, k_pages, v_pages, grouping, scale, window, soft_cap):
@@ -89,7 +96,7 @@ def _reference(q, k_pages, v_pages, grouping, scale, window, soft_cap):
     )
 
 
-def _check(q, k_pages, v_pages, grouping, window, soft_cap):
+def _check(q, k_pages, v_pages, grouping, scale, window, soft_cap):
     if q.ndim != 3 or k_pages.ndim != 4:
         raise ValueError(
             "q must be [queries, heads, head_dim] and k_pages [pages, heads, "
@@ -119,6 +126,8 @@ def _check(q, k_pages, v_pages, grouping, window, soft_cap):
         )
     if not jnp.issubdtype(q.dtype, jnp.floating):
         raise ValueError(f"q must be of a floating dtype, got {q.dtype}")
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale must be above 0, got {scale}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1 token, got {window}")
     if soft_cap is not None and not soft_cap > 0:

@@ -8,8 +8,9 @@ import pytest
 
 from deft_jax.append import append
 from deft_jax.grouping import group
+from deft_jax.implementations import IMPLEMENTATIONS
 from deft_jax.tree import Tree
-from deft_jax.tree_attention import IMPLEMENTATIONS, tree_attention
+from deft_jax.tree_attention import tree_attention
 
 Q, PAGES = (2, 4, 8), (3, 2, 4, 8)
 """Shapes that fit each other: Q, H, D and M, K, P, D."""

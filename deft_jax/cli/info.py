@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from deft_jax.cli.device import default_dtype, free_bytes
+from deft_jax.implementations import default_implementation
 from deft_jax.models.checkpoint import open_checkpoint
 from deft_jax.terminal_text import one_line
-from deft_jax.tree_attention import default_implementation
 
 _REASONS = {
     "xla": "compiled by XLA for any device",

@@ -1,0 +1,280 @@
+"""Grouped partial attention on Hopper: bulk copies, wgmma, persistent workers.
+
+One block of threads per multiprocessor walks its share of the schedule. A warpgroup of
+copying warps keeps rings of KV blocks full; one or two warpgroups compute, each with 64
+rows (queries times the query heads that share a KV head) of a tile in registers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from deft_jax.pallas_kernels.grouped_partial_attention import work
+from deft_jax.pallas_kernels.grouped_partial_attention.hopper_consumer import (
+    ROW,
+    TILE,
+    Consumer,
+    normalise,
+)
+from deft_jax.pallas_kernels.grouped_partial_attention.hopper_producer import Producer
+from deft_jax.pallas_kernels.grouped_partial_attention.ring import Ring
+from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, KernelSpec
+from deft_jax.pallas_kernels.mosaic_compat import (
+    COMPILER_PARAMS,
+    store_rows,
+    tile_transforms,
+)
+
+I32 = jnp.int32
+COPYING_REGISTERS = 56
+COMPUTING_REGISTERS = {1: 248, 2: 224}
+"""By number of computing warpgroups; the register file holds 504 per thread of two."""
+
+MAX_REGISTER_COLUMNS = 128
+"""Columns of queries that registers hold beside the sums of values."""
+
+
+def grouped_partial_attention(
+    spec: KernelSpec,
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    masks: jax.Array,
+    row_position: jax.Array,
+    live: jax.Array,
+    unit: jax.Array,
+    tile: jax.Array,
+    worker: jax.Array,
+    pieces: jax.Array,
+    *,
+    interpret=None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Attention of every piece of the schedule (DeFT, arXiv 2404.00242, section 3.2).
+
+    Args:
+        spec: static sizes.
+        q: [Q, K, G, D], queries in rank order.
+        k_pages: [M, K, P, D], keys.
+        v_pages: [M, K, P, D], values.
+        masks: [M * P // U + 1, mask_fields, U] int32: first rank that sees the token
+            and, 16 bits up, one past the last; then the token's position. The last row
+            is seen by nobody.
+        row_position: [T, halves, 64] int32, position of each row's query; read if there
+            is a window.
+        live: [1] int32, live queries; rows past them are zeros.
+        unit: [T * M * P // U] int32, as in `Schedule`.
+        tile: [T, 8] int32.
+        worker: [W, 16] int32.
+        pieces: [K * T, 2] int32.
+        interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
+
+    Returns:
+        out [Q, K, G, D] and lse [K, T, halves, 64] float32 (natural log) of the tiles
+        that lie in one share, and the partial ones of the other tiles' pieces, [slots,
+        halves, rows, D] and [slots, halves, 64] float32. What is not written is
+        undefined; `tree_reduction` completes it.
+    """
+    shape = -1, k_pages.shape[1], spec.units_per_page, spec.config.unit_tokens
+    k_units, v_units = (x.reshape(*shape, spec.head_dim) for x in (k_pages, v_pages))
+    halves = spec.halves
+    slots = (spec.num_slots, halves)
+    body = functools.partial(_kernel, spec, interpret is not None)
+    kernel = plgpu.kernel(
+        body,
+        out_type=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct(
+                (spec.num_kv_heads, spec.num_tiles, halves, TILE_ROWS), jnp.float32
+            ),
+            jax.ShapeDtypeStruct((*slots, spec.partial_rows, spec.head_dim), q.dtype),
+            jax.ShapeDtypeStruct((*slots, TILE_ROWS), jnp.float32),
+        ],
+        grid=(spec.num_workers,),
+        grid_names=("worker",),
+        num_threads=halves + 1,
+        thread_name="warpgroup",
+        scratch_types=_scratch(spec, q.dtype),
+        compiler_params=COMPILER_PARAMS,
+        **({} if interpret is None else {"interpret": interpret}),
+    )
+    return kernel(
+        q, k_units, v_units, masks, row_position, live, unit, tile, worker, pieces
+    )
+
+
+def _scratch(spec: KernelSpec, dtype) -> list:
+    config, halves = spec.config, spec.halves
+    tiled = tile_transforms(spec.head_dim, dtype.itemsize)
+    queries = (halves, spec.room_queries, spec.group, spec.head_dim)
+    block = (config.stages, config.block_tokens, spec.head_dim)
+    units, stages = spec.units_per_block, config.stages
+    masks = (stages, units, spec.mask_fields, config.unit_tokens)
+
+    def full():
+        return plgpu.Barrier(num_barriers=stages, num_arrivals=units)
+
+    def free():
+        return plgpu.Barrier(num_barriers=stages, num_arrivals=halves)
+
+    return [
+        plgpu.SMEM(queries, dtype),
+        [
+            plgpu.RefUnion(
+                plgpu.SMEM(queries[1:], dtype),
+                plgpu.SMEM((TILE_ROWS, spec.head_dim), dtype, transforms=tiled),
+            )
+            for _ in range(halves)
+        ],
+        plgpu.SMEM((halves, TILE_ROWS), jnp.float32),
+        *(plgpu.SMEM(block, dtype, transforms=tiled), full(), free()),
+        *(plgpu.SMEM(block, dtype, transforms=tiled), full(), free()),
+        *(plgpu.SMEM(masks, jnp.int32), full(), free()),
+        *(plgpu.Barrier(num_arrivals=halves), plgpu.Barrier(num_arrivals=halves)),
+    ]
+
+
+def _kernel(
+    spec,
+    interpreted,
+    q_ref,
+    k_ref,
+    v_ref,
+    mask_ref,
+    position_ref,
+    live_ref,
+    unit_ref,
+    tile_ref,
+    worker_ref,
+    pieces_ref,
+    out_ref,
+    lse_ref,
+    partial_out_ref,
+    partial_lse_ref,
+    q_smem,
+    staging,
+    lse_smem,
+    *rest,
+):
+    stages = spec.config.stages
+    keys, values, masks = (
+        Ring(buffer, full, free, stages)
+        for buffer, full, free in (rest[:3], rest[3:6], rest[6:9])
+    )
+    q_full, q_free = rest[9:]
+    worker, warpgroup = lax.axis_index("worker"), lax.axis_index("warpgroup")
+
+    @pl.when(warpgroup == spec.halves)
+    def _copy():
+        plgpu.set_max_registers(COPYING_REGISTERS, action="decrease")
+        producer = Producer(spec, worker, worker_ref, tile_ref, unit_ref)
+        roles = (
+            lambda: producer.queries(q_ref, q_smem, q_full, q_free),
+            lambda: producer.pages(k_ref, keys),
+            lambda: producer.pages(v_ref, values),
+            lambda: producer.masks(mask_ref, masks),
+        )
+
+        @pl.kernel(mesh=plgpu.WarpMesh(axis_name="warp"))
+        def copy_by_warp():
+            warp = lax.axis_index("warp")
+            for index, role in enumerate(roles):
+                pl.when(warp == index)(role)
+
+        copy_by_warp()
+
+    @pl.when(warpgroup < spec.halves)
+    def _compute():
+        plgpu.set_max_registers(COMPUTING_REGISTERS[spec.halves], action="increase")
+        consumer = Consumer(spec, warpgroup, keys, values, masks)
+        live = live_ref[0]
+
+        def piece(piece: work.Piece, counts):
+            # Read here, so that the end of the piece does not wait for it.
+            alone = pieces_ref[pair(piece), 1] == 1
+            plgpu.barrier_wait(q_full)
+            queries = _load_queries(spec, q_smem.at[warpgroup], interpreted)
+            plgpu.commit_smem()
+            plgpu.barrier_arrive(q_free)
+            if spec.head_dim > MAX_REGISTER_COLUMNS:
+                queries = park(queries)
+            positions = None
+            if spec.window is not None:
+                positions = plgpu.load(
+                    position_ref.at[piece.index, warpgroup], layout=ROW, optimized=False
+                )
+            state, counts = consumer.attend(piece, queries, positions, counts)
+            first = consumer.first_query(piece.index)
+            out, lse = normalise(state, (live - first) * spec.group)
+            send(piece, first, out.astype(q_ref.dtype), lse, alone)
+            return counts
+
+        def send(piece: work.Piece, first, out, lse, alone):
+            """Writes a finished tile to its place and a partial one to its slot."""
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            lse_smem.at[warpgroup][...] = lse
+            for half in range(spec.halves):
+                here = warpgroup == half
+                final, partial = staging[half]
+
+                @pl.when(here & alone)
+                def _(half=half, final=final):
+                    _store_out(spec, final, out, interpreted)
+                    plgpu.commit_smem()
+                    queries = pl.ds(first, spec.half_queries)
+                    plgpu.copy_smem_to_gmem(
+                        final.at[pl.ds(0, spec.half_queries)],
+                        out_ref.at[queries, piece.head],
+                    )
+                    plgpu.copy_smem_to_gmem(
+                        lse_smem.at[half], lse_ref.at[piece.head, piece.index, half]
+                    )
+
+                @pl.when(here & jnp.logical_not(alone) & (first < live))
+                def _(half=half, partial=partial):
+                    partial[...] = out
+                    plgpu.commit_smem()
+                    slot = worker + pair(piece)
+                    plgpu.copy_smem_to_gmem(
+                        partial.at[pl.ds(0, spec.partial_rows)],
+                        partial_out_ref.at[slot, half],
+                    )
+                    plgpu.copy_smem_to_gmem(
+                        lse_smem.at[half], partial_lse_ref.at[slot, half]
+                    )
+
+        def park(queries):
+            """Moves the queries where wgmma reads them from shared memory."""
+            _, tile = staging[0]
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            tile[...] = queries
+            plgpu.commit_smem()
+            return tile
+
+        def pair(piece: work.Piece):
+            return piece.head * spec.num_tiles + piece.index
+
+        work.for_each_piece(spec, worker_ref, tile_ref, worker, piece, (I32(0), I32(0)))
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def _load_queries(spec: KernelSpec, ref, interpreted):
+    """[room, G, D] shared memory to [64, D] registers, the last ones junk."""
+    rows = spec.room_queries * spec.group
+    if interpreted:
+        return ref[...].reshape(rows, spec.head_dim)[:TILE_ROWS]
+    ref = ref.reshape(rows, spec.head_dim).at[pl.ds(0, TILE_ROWS)]
+    return plgpu.load(ref, layout=TILE, optimized=False)
+
+
+def _store_out(spec: KernelSpec, ref, out, interpreted):
+    """[64, D] registers to [room, G, D] shared memory."""
+    rows = spec.room_queries * spec.group
+    if interpreted:
+        pad = jnp.zeros((rows - TILE_ROWS, spec.head_dim), out.dtype)
+        ref[...] = jnp.concatenate([out, pad]).reshape(ref.shape)
+    else:
+        store_rows(ref.reshape(rows, spec.head_dim).at[pl.ds(0, TILE_ROWS)], out)

@@ -1,0 +1,185 @@
+"""The computing warpgroups of the Hopper kernel: online softmax over blocks of KV."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from deft_jax.pallas_kernels.grouped_partial_attention import work
+from deft_jax.pallas_kernels.grouped_partial_attention.ring import Ring
+from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, KernelSpec
+from deft_jax.pallas_kernels.mosaic_compat import ACC
+from deft_jax.pallas_kernels.online_softmax import HIDDEN, LEAST_PEAK, LOG2E, State
+
+I32 = jnp.int32
+TILE = plgpu.Layout.WGMMA
+ROW = TILE.reduce(1)
+COLUMN = TILE.reduce(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Consumer:
+    """One warpgroup with one half of each tile's rows."""
+
+    spec: KernelSpec
+    half: Any
+    keys: Ring
+    values: Ring
+    masks: Ring
+
+    def attend(self, piece: work.Piece, queries, positions, counts):
+        """Online softmax over the blocks of a piece.
+
+        Args:
+            piece: of this worker.
+            queries: [64, D] registers.
+            positions: [64] int32 registers, of the rows' queries; None without window.
+            counts: blocks and masked blocks that the rings have seen so far.
+
+        Returns:
+            The state, and the counts after the piece.
+        """
+        spec = self.spec
+        first_row = self.first_query(piece.index) * spec.group
+        rows = _Rows(queries, first_row, positions)
+
+        def whole(_, carry):
+            count, *state = carry
+            state = self._block(rows, self.keys.slot(count), None, State(*state))
+            return count + 1, *state
+
+        def masked(block, carry):
+            count, mask_count, *state = carry
+            slots = self.keys.slot(count), self.masks.slot(mask_count)
+            rest = block - piece.tile.whole - piece.tile.both
+            half, _ = work.owner(piece.tile, rest)
+            mine = (rest < 0) | (half == self.half)
+            state = lax.cond(
+                mine,
+                lambda *state: tuple(self._block(rows, *slots, State(*state))),
+                lambda *state: self._skip(*slots, state),
+                *state,
+            )
+            return count + 1, mask_count + 1, *state
+
+        count, mask_count = counts
+        carry = count, *_empty(spec.head_dim)
+        count, *state = lax.fori_loop(piece.begin, piece.split, whole, carry)
+        carry = count, mask_count, *state
+        carry = lax.fori_loop(piece.split, piece.last, masked, carry)
+        return State(*carry[2:]), carry[:2]
+
+    def first_query(self, tile):
+        """Rank of the first query of this half of a tile."""
+        return (tile * self.spec.halves + self.half) * self.spec.half_queries
+
+    def _block(self, rows, slot, mask_slot, state: State) -> State:
+        spec = self.spec
+        shape = TILE_ROWS, spec.config.block_tokens
+        self.keys.wait_full(slot)
+        keys = self.keys.buffer.at[slot].transpose((1, 0))
+
+        def multiply(products):
+            plgpu.wgmma(products, rows.queries, keys)
+            return products[...]
+
+        logits = pl.run_scoped(multiply, ACC(shape, jnp.float32))
+        self.keys.release(slot)
+        factor = spec.scale * LOG2E
+        if spec.soft_cap is not None:
+            logits = jnp.tanh(logits * (spec.scale / spec.soft_cap))
+            factor = spec.soft_cap * LOG2E
+        if mask_slot is not None:
+            sees = self._sees(rows, mask_slot, shape)
+            logits = jnp.where(sees, logits * factor, HIDDEN)
+            factor = 1.0
+        peak = jnp.maximum(state.peak, logits.max(axis=1) * factor)
+        fade = jnp.exp2(state.peak - peak)
+        weights = jnp.exp2(logits * factor - across_rows(peak, shape))
+        total = state.total * fade + weights.sum(axis=1)
+        weights = weights.astype(jnp.dtype(spec.dtype))
+        out = state.out * across_rows(fade, (TILE_ROWS, spec.head_dim))
+        self.values.wait_full(slot)
+
+        def accumulate(out):
+            plgpu.wgmma(out, weights, self.values.buffer.at[slot])
+
+        out = pl.run_state(accumulate)(ACC.init(out))
+        self.values.release(slot)
+        return State(out, peak, total)
+
+    def _sees(self, rows, mask_slot, shape):
+        """[64, BN] bool, true where the row sees the token."""
+        spec = self.spec
+        self.masks.wait_full(mask_slot)
+
+        def field(index):
+            ref = self.masks.buffer.at[mask_slot, :, index]
+            value = plgpu.load(ref, layout=COLUMN, optimized=False)
+            return value.reshape((shape[1],))
+
+        ranks = field(0)
+        first = (ranks & 0xFFFF) * spec.group - rows.first
+        end = lax.shift_right_logical(ranks, 16) * spec.group - rows.first
+        row = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=TILE)
+        sees = (across_columns(first, shape) <= row) & (
+            row < across_columns(end, shape)
+        )
+        if spec.window is not None:
+            back = across_rows(rows.positions, shape) - across_columns(field(1), shape)
+            sees &= back < spec.window
+        plgpu.commit_smem()
+        self.masks.release(mask_slot)
+        return sees
+
+    def _skip(self, slot, mask_slot, state):
+        self.keys.skip(slot)
+        self.masks.skip(mask_slot)
+        self.values.skip(slot)
+        return tuple(state)
+
+
+class _Rows(NamedTuple):
+    queries: Any
+    first: Any
+    positions: Any
+
+
+def normalise(state: State, rows_left):
+    """Output [64, D] float32 and natural log-sum-exp [64]; see `finite_share`."""
+    row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS,), 0, layout=ROW)
+    blind = (state.total == 0.0) | (row >= rows_left)
+    total = jnp.where(blind, 1.0, state.total)
+    share = jnp.where(blind, 0.0, 1.0 / total)
+    lse = jnp.where(blind, -jnp.inf, (state.peak + jnp.log2(total)) / LOG2E)
+    return finite_share(state.out, share), lse
+
+
+def finite_share(out, share):
+    """`out * share` by row, and zeros where the share is 0, whatever `out` holds.
+
+    Rows that see nothing may have multiplied garbage of a page by 0.
+    """
+    share = across_rows(share, out.shape)
+    return jnp.where(share > 0.0, out * share, 0.0)
+
+
+def across_rows(x, shape):
+    """[64] to [64, n], one value per row."""
+    return plgpu.layout_cast(lax.broadcast_in_dim(x, shape, [0]), TILE)
+
+
+def across_columns(x, shape):
+    """[n] to [64, n], one value per column."""
+    return plgpu.layout_cast(lax.broadcast_in_dim(x, shape, [1]), TILE)
+
+
+def _empty(head_dim) -> State:
+    return State(
+        plgpu.layout_cast(jnp.zeros((TILE_ROWS, head_dim), jnp.float32), TILE),
+        plgpu.layout_cast(jnp.full((TILE_ROWS,), LEAST_PEAK, jnp.float32), ROW),
+        plgpu.layout_cast(jnp.zeros((TILE_ROWS,), jnp.float32), ROW),
+    )

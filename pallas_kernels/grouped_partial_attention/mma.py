@@ -1,0 +1,202 @@
+"""Grouped partial attention with `mma.sync`: Ampere, Ada, Hopper and Blackwell.
+
+Blocks of threads of one warpgroup, several per multiprocessor, each walk a share of the
+schedule. All four warps copy KV some blocks ahead and multiply in between. Tiles of 16
+or 32 rows suit pages that few queries share, on Hopper too, where `hopper` has 64 or
+128 rows. Nothing here needs Hopper: outputs go from registers straight to memory, in
+the order of the tiles; `pack_rows` and `unpack_rows` convert.
+
+Blocks of 64 tokens fit the registers, but for 64 rows of 128 elements and for heads of
+256, which need blocks of 32.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from deft_jax.pallas_kernels.grouped_partial_attention import work
+from deft_jax.pallas_kernels.grouped_partial_attention.mma_compute import Compute
+from deft_jax.pallas_kernels.grouped_partial_attention.mma_fetch import Fetch
+from deft_jax.pallas_kernels.kernel_spec import KernelSpec
+from deft_jax.pallas_kernels.mma_tile import MmaTile, tile_rows
+from deft_jax.pallas_kernels.mosaic_compat import (
+    COMPILER_PARAMS,
+    store_rows,
+    tile_transforms,
+)
+
+I32 = jnp.int32
+
+
+def pack_rows(spec: KernelSpec, x: jax.Array) -> jax.Array:
+    """[Q, K, G, D] to [K, T, rows, D]: query `r // G`, head `r % G` in row `r`."""
+    tiles, half = spec.num_tiles, spec.half_queries
+    used, rows = half * spec.group, tile_rows(spec)
+    x = jnp.pad(x, ((0, tiles * half - spec.num_queries), (0, 0), (0, 0), (0, 0)))
+    x = x.transpose(1, 0, 2, 3).reshape(-1, tiles, used, x.shape[-1])
+    return jnp.pad(x, ((0, 0), (0, 0), (0, rows - used), (0, 0)))
+
+
+def unpack_rows(spec: KernelSpec, x: jax.Array) -> jax.Array:
+    """[K, T, rows, ...] to [Q, K, G, ...], the inverse of `pack_rows`."""
+    used, rest = spec.half_queries * spec.group, x.shape[3:]
+    x = x[:, :, :used].reshape(spec.num_kv_heads, -1, spec.group, *rest)
+    return jnp.swapaxes(x[:, : spec.num_queries], 0, 1)
+
+
+def grouped_partial_attention(
+    spec: KernelSpec,
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    masks: jax.Array,
+    row_position: jax.Array,
+    live: jax.Array,
+    unit: jax.Array,
+    tile: jax.Array,
+    worker: jax.Array,
+    pieces: jax.Array,
+    *,
+    bulk: bool = True,
+    interpret=None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Attention of every piece of the schedule (DeFT, arXiv 2404.00242, section 3.2).
+
+    Args:
+        spec: static sizes, with `halves=1`; a tile has `tile_rows(spec)` rows.
+        q: [K, T, rows, D], `pack_rows` of the queries in rank order.
+        k_pages: [M, K, P, D], keys.
+        v_pages: [M, K, P, D], values.
+        masks: [M * P // U + 1, mask_fields, U] int32: first rank that sees the token
+            and, 16 bits up, one past the last; then the token's position. The last row
+            is seen by nobody.
+        row_position: [T, rows] int32, position of each row's query; read if there is a
+            window.
+        live: [1] int32, live queries; rows past them are zeros.
+        unit: [T * M * P // U] int32, as in a `Schedule` of undivided tiles.
+        tile: [T, 8] int32.
+        worker: [W, 16] int32.
+        pieces: [K * T, 2] int32.
+        bulk: copy with the engine for bulk copies: needs compute capability 9.0, which
+            has no other way; must be False before.
+        interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
+
+    Returns:
+        out [K, T, rows, D] and lse [K, T, rows] float32 (natural log) of the tiles that
+        lie in one share, and the partial ones of the other tiles' pieces, [slots, rows,
+        D] and [slots, rows] float32. What is not written is undefined; `tree_reduction`
+        completes it.
+    """
+    shape = -1, k_pages.shape[1], spec.units_per_page, spec.config.unit_tokens
+    k_units, v_units = (x.reshape(*shape, spec.head_dim) for x in (k_pages, v_pages))
+    rows = tile_rows(spec)
+    tiles, slots = (spec.num_kv_heads, spec.num_tiles, rows), (spec.num_slots, rows)
+    kernel = plgpu.kernel(
+        functools.partial(_kernel, spec),
+        out_type=[
+            jax.ShapeDtypeStruct((*tiles, spec.head_dim), q.dtype),
+            jax.ShapeDtypeStruct(tiles, jnp.float32),
+            jax.ShapeDtypeStruct((*slots, spec.head_dim), q.dtype),
+            jax.ShapeDtypeStruct(slots, jnp.float32),
+        ],
+        grid=(spec.num_workers,),
+        grid_names=("worker",),
+        scratch_types=_scratch(spec, rows, q.dtype, bulk),
+        compiler_params=COMPILER_PARAMS,
+        **({} if interpret is None else {"interpret": interpret}),
+    )
+    return kernel(
+        q, k_units, v_units, masks, row_position, live, unit, tile, worker, pieces
+    )
+
+
+def _scratch(spec: KernelSpec, rows: int, dtype, bulk: bool) -> list[Any]:
+    config = spec.config
+    block = config.stages, config.block_tokens, spec.head_dim
+    # The four warps of a `cp.async` copy take different tiles of a unit's 8-row strips.
+    parts = 1 if bulk or config.unit_tokens % 32 == 0 else 2
+    tiled = tile_transforms(spec.head_dim, dtype.itemsize, parts=parts)
+    fields = 1 if spec.window is None else 2
+    scratch: list[Any] = [
+        plgpu.SMEM(block, dtype, transforms=tiled),
+        plgpu.SMEM(block, dtype, transforms=tiled),
+        plgpu.SMEM((fields, config.block_tokens), jnp.int32),
+        plgpu.SMEM(
+            (rows, config.block_tokens),
+            dtype,
+            transforms=tile_transforms(config.block_tokens, dtype.itemsize),
+        ),
+    ]
+    if bulk:
+        arrivals = 2 * spec.units_per_block
+        barrier = plgpu.Barrier(num_barriers=config.stages, num_arrivals=arrivals)
+        scratch.append(barrier)
+    return scratch
+
+
+def _kernel(
+    spec,
+    q_ref,
+    k_ref,
+    v_ref,
+    mask_ref,
+    position_ref,
+    live_ref,
+    unit_ref,
+    tile_ref,
+    worker_ref,
+    pieces_ref,
+    out_ref,
+    lse_ref,
+    partial_out_ref,
+    partial_lse_ref,
+    k_smem,
+    v_smem,
+    mask_smem,
+    weight_smem,
+    full=None,
+):
+    worker = lax.axis_index("worker")
+    layouts = MmaTile(tile_rows(spec), spec.dtype)
+    schedule = worker_ref, tile_ref, unit_ref
+    fetch = Fetch(spec, worker, *schedule, (k_ref, v_ref), (k_smem, v_smem), full)
+    compute = Compute(spec, layouts, fetch, mask_ref, mask_smem, weight_smem)
+    live = live_ref[0]
+
+    def piece(piece: work.Piece, carry):
+        queries = plgpu.load(
+            q_ref.at[piece.head, piece.index], layout=layouts.left, optimized=False
+        )
+        positions = None
+        if spec.window is not None:
+            positions = plgpu.load(
+                position_ref.at[piece.index], layout=layouts.row, optimized=False
+            )
+        state, *carry = compute.attend(piece, queries, positions, *carry)
+        rows_left = (live - piece.index * spec.half_queries) * spec.group
+        out, lse = compute.normalise(state, rows_left)
+        send(piece, out.astype(q_ref.dtype), lse)
+        return tuple(carry)
+
+    def send(piece: work.Piece, out, lse):
+        """Writes a finished tile to its place and a partial one to its slot."""
+        pair = piece.head * spec.num_tiles + piece.index
+        alone = pieces_ref[pair, 1] == 1
+
+        @pl.when(alone)
+        def _():
+            store_rows(out_ref.at[piece.head, piece.index], out)
+            store_rows(lse_ref.at[piece.head, piece.index], lse)
+
+        @pl.when(jnp.logical_not(alone))
+        def _():
+            store_rows(partial_out_ref.at[worker + pair], out)
+            store_rows(partial_lse_ref.at[worker + pair], lse)
+
+    carry = fetch.start(), I32(0)
+    work.for_each_piece(spec, worker_ref, tile_ref, worker, piece, carry)

@@ -1,0 +1,169 @@
+"""Copies of KV for the portable kernel, some blocks ahead of the arithmetic."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from deft_jax.pallas_kernels.grouped_partial_attention import work
+from deft_jax.pallas_kernels.kernel_spec import KernelSpec
+
+I32 = jnp.int32
+
+
+class Cursor(NamedTuple):
+    """The next block to copy, while `left` is above 0.
+
+    Attributes:
+        head: KV head, times chunks.
+        index: tile.
+        tile: its fields.
+        position: block of the tile.
+        left: positions of the share that are not copied yet.
+        count: blocks copied so far.
+    """
+
+    head: I32
+    index: I32
+    tile: work.Tile
+    position: I32
+    left: I32
+    count: I32
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetch:
+    """Fills a ring of stages; all four warps copy, and compute in between.
+
+    Attributes:
+        spec: static sizes.
+        worker: of this block of threads.
+        worker_ref: as in `Schedule`, like the next two.
+        tile_ref: see above.
+        unit_ref: see above.
+        pages: two of [M, K, P // U, U, D], keys and values.
+        rings: two of [stages, block, D] shared memory.
+        full: barriers of the stages for bulk copies; None before Hopper, which has
+            none and waits for groups of copies.
+    """
+
+    spec: KernelSpec
+    worker: Any
+    worker_ref: Any
+    tile_ref: Any
+    unit_ref: Any
+    pages: tuple
+    rings: tuple
+    full: Any
+
+    def start(self) -> Cursor:
+        """Copies all but one of the stages' blocks; returns what comes next."""
+        head, index, position, left = (
+            self.worker_ref[self.worker, i] for i in range(4)
+        )
+        tile = self._read_tile(self.worker_ref, self.worker, work.SHARE_FIELDS)
+        cursor = self._settle(Cursor(head, index, tile, position, left, I32(0)))
+        for _ in range(self.spec.config.stages - 1):
+            cursor = self.next(cursor)
+        return cursor
+
+    def next(self, cursor: Cursor) -> Cursor:
+        """Copies the next block of the share, if there is one, and steps on."""
+        busy = cursor.left > 0
+        pl.when(busy)(lambda: self._copy(cursor))
+        step = jnp.where(busy, I32(1), I32(0))
+        return self._settle(
+            cursor._replace(
+                position=cursor.position + step,
+                left=cursor.left - step,
+                count=cursor.count + step,
+            )
+        )
+
+    def wait(self, count, copied):
+        """Waits for block `count`, with `copied` blocks on their way; its stage."""
+        stages = self.spec.config.stages
+        slot = lax.rem(count, I32(stages))
+        if self.full is not None:
+            plgpu.barrier_wait(self.full.at[slot])
+            return slot
+        copies = len(self.pages) * self.spec.units_per_block
+        steady = copied - count == stages
+
+        @pl.when(steady)
+        def _():
+            plgpu.wait_gmem_to_smem(copies * (stages - 1))
+
+        @pl.when(jnp.logical_not(steady))
+        def _():
+            plgpu.wait_gmem_to_smem(0)
+
+        return slot
+
+    def release(self) -> None:
+        """Orders the reads of a stage before the bulk copies that overwrite it."""
+        if self.full is not None:
+            plgpu.commit_smem()
+
+    def units(self, tile: work.Tile, block) -> list[tuple]:
+        """Units of a block, each with true if the tile's list holds it.
+
+        The blocks of both classes are one line of units. Past its end the last one
+        repeats, so that what the mask hides there are the numbers of real tokens.
+        """
+        per_block = self.spec.units_per_block
+        begin = tile.masked + (block - tile.whole) * per_block
+        last = tile.both_end - 1
+        return [
+            (self.unit_ref[jnp.minimum(begin + i, last)], begin + i <= last)
+            for i in range(per_block)
+        ]
+
+    def _copy(self, cursor: Cursor) -> None:
+        spec = self.spec
+        slot = lax.rem(cursor.count, I32(spec.config.stages))
+        head = lax.div(cursor.head, I32(spec.head_chunks))
+        size, per_page = spec.config.unit_tokens, I32(spec.units_per_page)
+        units = [unit for unit, _ in self.units(cursor.tile, cursor.position)]
+        for pages, ring in zip(self.pages, self.rings, strict=True):
+            for i, unit in enumerate(units):
+                page, part = lax.div(unit, per_page), lax.rem(unit, per_page)
+                self._move(
+                    pages.at[page, head, part],
+                    ring.at[slot, pl.ds(i * size, size)],
+                    slot,
+                )
+
+    def _move(self, source, target, slot) -> None:
+        if self.full is not None:
+            plgpu.copy_gmem_to_smem(source, target, self.full.at[slot])
+        else:
+            in_bounds = plgpu.OOBFillMode.PROMISE_IN_BOUNDS
+            plgpu.copy_gmem_to_smem(source, target, oob_mode=in_bounds)
+
+    def _settle(self, cursor: Cursor) -> Cursor:
+        """Passes over ended tiles and over those that see nothing."""
+
+        def between(cursor: Cursor):
+            return (cursor.left > 0) & (cursor.position >= cursor.tile.blocks)
+
+        def next_tile(cursor: Cursor) -> Cursor:
+            wraps = cursor.index + 1 == self.spec.num_tiles
+            index = jnp.where(wraps, 0, cursor.index + 1)
+            empty = cursor.tile.blocks == 0
+            return cursor._replace(
+                head=jnp.where(wraps, cursor.head + 1, cursor.head),
+                index=index,
+                tile=self._read_tile(self.tile_ref, index, 0),
+                position=I32(0),
+                left=jnp.where(empty, cursor.left - 1, cursor.left),
+            )
+
+        return lax.while_loop(between, next_tile, cursor)
+
+    def _read_tile(self, ref, row, begin) -> work.Tile:
+        fields = range(len(work.Tile._fields))
+        return work.Tile(*(ref[row, begin + i] for i in fields))

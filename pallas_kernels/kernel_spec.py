@@ -1,0 +1,143 @@
+"""Static sizes of one compiled kernel."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+TILE_ROWS = 64
+"""Rows of the matrix tile of one warpgroup."""
+
+MAX_QUERIES = 65535
+"""Ranks are packed in 16 bits."""
+
+SHARED_BYTES = 227 * 1024
+"""Shared memory that a block of threads may use on Hopper."""
+
+SHARED_ALIGNMENT = 1024
+"""To which Pallas rounds every allocation of shared memory, in bytes."""
+
+SHARED_SCRATCH = 2048
+"""Bytes of shared memory that Pallas keeps for reductions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelConfig:
+    """What may be tuned without changing results beyond rounding.
+
+    Attributes:
+        unit_tokens: `U`, tokens that one copy moves; divides the page size, at least
+            16. Smaller units leave fewer empty slots of half-filled pages to be read.
+        block_tokens: tokens per step of the online softmax, a multiple of the units.
+        stages: blocks of KV in flight in shared memory.
+    """
+
+    unit_tokens: int = 16
+    block_tokens: int = 64
+    stages: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSpec:
+    """Everything a kernel is compiled for.
+
+    Attributes:
+        num_queries: `Q`.
+        num_kv_heads: `K`, times `head_chunks`.
+        group: `G`, query heads per KV head, over `head_chunks`.
+        head_dim: `D`.
+        page_size: `P`.
+        half_queries: queries whose rows fill one warpgroup's tile.
+        halves: warpgroups that compute, each with a half of a tile's queries.
+        num_workers: blocks of threads, one per multiprocessor.
+        dtype: of q, k, v and out.
+        scale: factor of the logits.
+        window: as in `tree_attention`, or None.
+        soft_cap: as in `tree_attention`, or None.
+        head_chunks: parts that the query heads of a KV head are cut into, for groups of
+            more than 64.
+        config: tuned sizes.
+    """
+
+    num_queries: int
+    num_kv_heads: int
+    group: int
+    head_dim: int
+    page_size: int
+    half_queries: int
+    halves: int
+    num_workers: int
+    dtype: str
+    scale: float
+    window: int | None = None
+    soft_cap: float | None = None
+    head_chunks: int = 1
+    config: KernelConfig = KernelConfig()
+
+    @property
+    def tile_queries(self) -> int:
+        """Queries per tile."""
+        return self.half_queries * self.halves
+
+    @property
+    def num_tiles(self) -> int:
+        """`T`."""
+        return -(-self.num_queries // self.tile_queries)
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a head and a tile."""
+        return self.num_kv_heads * self.num_tiles
+
+    @property
+    def num_slots(self) -> int:
+        """Room for partial results, see `deft_jax.schedule`."""
+        return self.num_workers + self.num_pairs
+
+    @property
+    def room_queries(self) -> int:
+        """Queries of shared memory whose rows cover a warpgroup's tile."""
+        return -(-TILE_ROWS // self.group)
+
+    @property
+    def partial_rows(self) -> int:
+        """Rows of a partial result: those in use, in groups of 8."""
+        return min(TILE_ROWS, -(-self.half_queries * self.group // 8) * 8)
+
+    @property
+    def units_per_block(self) -> int:
+        """Copies per block of keys."""
+        return self.config.block_tokens // self.config.unit_tokens
+
+    @property
+    def units_per_page(self) -> int:
+        """Units that a page is cut into."""
+        return self.page_size // self.config.unit_tokens
+
+    @property
+    def mask_fields(self) -> int:
+        """Ranges of ranks, and positions if a window needs them.
+
+        A copy moves at least 128 bytes, so units of 16 tokens carry both anyway.
+        """
+        return 2 if self.window is not None or self.config.unit_tokens < 32 else 1
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of the attention kernel."""
+        config, itemsize = self.config, jnp.dtype(self.dtype).itemsize
+        row = self.head_dim * itemsize
+        queries = self.room_queries * self.group * row
+        barriers = 3 * 2 * config.stages + 2
+        tokens = config.stages * config.block_tokens
+        parts = [
+            self.halves * queries,
+            *[queries] * self.halves,
+            self.halves * TILE_ROWS * 4,
+            *[tokens * row] * 2,
+            tokens * self.mask_fields * 4,
+        ]
+        return sum(map(_aligned, parts)) + SHARED_SCRATCH + 8 * barriers
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // SHARED_ALIGNMENT) * SHARED_ALIGNMENT

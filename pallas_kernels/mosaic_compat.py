@@ -1,0 +1,40 @@
+"""What differs between the releases of Pallas Mosaic GPU that are supported."""
+
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+COMPILER_PARAMS = plgpu.CompilerParams(
+    approx_math=True,
+    # Layouts are all given: inferring them takes up to minutes per kernel.
+    lowering_semantics=plgpu.LoweringSemantics.Lane,
+)
+
+
+ACC = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+"""Accumulators of wgmma."""
+
+
+def store_rows(ref, value) -> None:
+    """Stores registers to a ref of any alignment; JAX 0.12 has to be told so."""
+    if store := getattr(plgpu, "store", None):
+        store(ref, value, optimized=False)
+    else:
+        ref[...] = value
+
+
+def tile_transforms(head_dim: int, itemsize: int, *, parts: int = 1) -> tuple:
+    """Layout in shared memory of rows of `head_dim` elements that matrix units read.
+
+    Raises:
+        NotImplementedError: rows cannot be cut into a multiple of `parts` tiles.
+    """
+    size = head_dim * itemsize
+    swizzle = next((s for s in (128, 64, 32) if size % (s * parts) == 0), None)
+    if swizzle is None:
+        raise NotImplementedError(
+            f"rows must be a multiple of {32 * parts} bytes, got {size}"
+        )
+    tile = (8, swizzle // itemsize)
+    return (
+        plgpu.TilingTransform(tile),  # pyright: ignore[reportAbstractUsage]
+        plgpu.SwizzleTransform(swizzle),  # pyright: ignore[reportAbstractUsage]
+    )
