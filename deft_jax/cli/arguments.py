@@ -6,6 +6,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from deft_jax.attention_heads import HEADS
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 _MODEL_HELP = (
@@ -54,6 +56,16 @@ def build_parser() -> OneLineParser:
     info.add_argument("--model", default=DEFAULT_MODEL, help=_MODEL_HELP)
     _add_device_options(info)
     info.add_argument("--json", action="store_true", help="print one JSON document")
+    _add_tune(
+        commands.add_parser(
+            "tune",
+            help="measure the kernels on this GPU and keep the fastest sizes",
+            description="Measure the attention kernels' sizes on made-up trees and keep"
+            " the fastest ones in a table that attention reads from then on.",
+            epilog="The table is written after each number of queries, so that Ctrl-C"
+            " loses little.",
+        )
+    )
     return parser
 
 
@@ -75,6 +87,12 @@ def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
         return value
 
     return convert
+
+
+def integers(minimum: int) -> Callable[[str], list[int]]:
+    """Return a converter to integers of at least `minimum` with commas between them."""
+    convert = integer(minimum)
+    return lambda text: [convert(part) for part in text.split(",")]
 
 
 def number(expected: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
@@ -220,6 +238,50 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-shape",
+        choices=list(HEADS),
+        default="llama3_8b",
+        help="attention heads to measure (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--queries",
+        type=integers(1),
+        default=[16, 64, 1024],
+        metavar="Q,Q,...",
+        help="query tokens per step (default: 16,64,1024)",
+    )
+    parser.add_argument(
+        "--page-size",
+        type=integer(1),
+        default=64,
+        metavar="TOKENS",
+        help="tokens per KV page (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--window",
+        type=integer(1),
+        metavar="TOKENS",
+        help="measure attention with this window (default: without one)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float16"],
+        default="bfloat16",
+        help="of queries and KV (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="table to write or extend (default: the one of this GPU in the user's"
+        " cache folder)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="measure fewer sizes on one tree"
+    )
+
+
 def _add_device_options(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--dtype",
@@ -228,6 +290,6 @@ def _add_device_options(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--implementation",
-        choices=["xla", "reference"],
+        choices=["mosaic_gpu", "xla", "reference"],
         help="of the attention (default: the fastest one for the device)",
     )
