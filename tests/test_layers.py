@@ -76,7 +76,8 @@ def test_only_the_command_line_imports_models():
     "backend", ["jax.experimental.pallas", "jax.experimental.mosaic"]
 )
 def test_pallas_stays_in_the_kernels(folder: str, backend: str):
-    assert importers(folder, backend) == set()
+    # The profiler of Mosaic GPU is how kernels are timed.
+    assert importers(folder, backend) - {"bench/gpu_timing.py"} == set()
 
 
 @pytest.mark.parametrize(
