@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deft_jax import Engine, Sampling
 from tests.tiny_model import tiny_engine
+from tests.tolerances import TOLERANCE, row_errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +30,26 @@ def test_the_op_in_a_loop_of_your_own(capsys: pytest.CaptureFixture[str]):
     names = run_examples("docs/tree-attention.md")
     assert names["out"].shape == (8, 4, 64)
     assert capsys.readouterr().out.count("True") == 3
+    check_plain_arrays(names)
+
+
+def check_plain_arrays(names: dict) -> None:
+    """Each query of the page's own tree sees the prompt and its branch alone."""
+    k, v = (
+        np.asarray(names[name], np.float32).transpose(0, 2, 1, 3).repeat(2, axis=2)
+        for name in ("k_pages", "v_pages")
+    )
+    for query, (page, tokens) in enumerate([(1, 4), (2, 7)]):
+        places = ([3, 5, page], [16, 4, tokens])
+        path_k, path_v = (
+            np.concatenate([pool[page, :n] for page, n in zip(*places, strict=True)])
+            for pool in (k, v)
+        )
+        q = np.asarray(names["q"][query], np.float32)
+        weight = np.exp(np.einsum("hd,thd->th", q, path_k) / 8)
+        expected = np.einsum("th,thd->hd", weight / weight.sum(axis=0), path_v)
+        actual = np.asarray(names["plain"][query], np.float32)
+        assert row_errors(actual, expected).max() < TOLERANCE["bfloat16"]
 
 
 def test_a_strategy_of_your_own():
