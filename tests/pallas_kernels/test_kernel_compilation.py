@@ -1,0 +1,109 @@
+"""What the compiler makes of the kernels: `make check-kernels`."""
+
+import dataclasses
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deft_jax.pallas_kernels.kernel_spec import SHARED_BYTES
+from tests.pallas_kernels.kernel_cases import (
+    COMPILED,
+    KERNELS,
+    PORTABLE,
+    PORTABLE_COMPILED,
+)
+
+pytestmark = pytest.mark.cuda_compile
+
+REPOSITORY = Path(__file__).parents[2]
+AT_ONCE = 2
+TODO = [
+    *itertools.product(KERNELS, COMPILED),
+    *itertools.product(PORTABLE, PORTABLE_COMPILED),
+]
+REGISTERS = 65536
+"""Of a multiprocessor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One kernel as the compiler describes it.
+
+    Attributes:
+        ptx: its code for the virtual machine.
+        spilled_bytes: of stores and loads of registers that did not fit.
+        registers: per thread.
+        threads: of a block.
+        shared_bytes: shared memory of a block.
+    """
+
+    ptx: str
+    spilled_bytes: int
+    registers: int
+    threads: int
+    shared_bytes: int
+
+
+@pytest.fixture(scope="module")
+def compilations() -> Iterator[dict[tuple[str, str], Future[list[Compiled]]]]:
+    """The kernels of every case, a few being compiled at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {names: pool.submit(compile_case, *names) for names in TODO}
+        pool.shutdown(cancel_futures=True)
+
+
+def compile_case(kernel: str, case: str) -> list[Compiled]:
+    # A program from the cache of compilations would dump nothing.
+    environment = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
+    module = "tests.pallas_kernels.compile_kernels"
+    with tempfile.TemporaryDirectory() as dump:
+        run = subprocess.run(
+            [sys.executable, "-m", module, kernel, case],
+            cwd=REPOSITORY,
+            env=environment | {"MOSAIC_GPU_DUMP_TO": dump},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        return [read_dump(ptx) for ptx in sorted(Path(dump).glob("*.ptx"))]
+
+
+def read_dump(ptx: Path) -> Compiled:
+    code = ptx.read_text()
+    report = ptx.with_suffix(".ptxas").read_text()
+    resources = ptx.with_suffix(".resources.txt").read_text()
+    barriers = re.findall(r"num_barriers=(\d+)[^)]*\): (\d+)", resources)
+    barrier_bytes = 8 * sum(int(size) * int(count) for size, count in barriers)
+    return Compiled(
+        ptx=code,
+        spilled_bytes=sum(numbers(r"(\d+) bytes spill", report)),
+        registers=max(numbers(r"Used (\d+) registers", report)),
+        threads=max(numbers(r"\.maxntid (\d+)", code)),
+        shared_bytes=barrier_bytes
+        + max(numbers(r"smem_scratch_bytes=(\d+)", resources)),
+    )
+
+
+def numbers(pattern: str, text: str) -> list[int]:
+    return [int(x) for x in re.findall(pattern, text)]
+
+
+@pytest.mark.parametrize(("kernel", "case"), TODO)
+def test_it_fits_the_device(compilations, kernel: str, case: str):
+    compiled = compilations[kernel, case].result()
+    assert len(compiled) == 2
+    for part in compiled:
+        assert part.spilled_bytes == 0
+        assert part.registers * part.threads <= REGISTERS
+        assert part.shared_bytes <= SHARED_BYTES
+    made = (KERNELS | PORTABLE)[kernel]
+    [attention] = [x for x in compiled if made.product in x.ptx]
+    assert made.copy in attention.ptx
