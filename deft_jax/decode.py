@@ -146,8 +146,8 @@ def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
     Every slot marks where the ranks that see it begin and end; a prefix sum over ranks
     turns the marks into counts, so that no path is walked.
     """
-    before, rank = query_ranks(tree, node)
-    first, end = (x.ravel() for x in slot_ranges(tree, before))
+    number, rank = query_ranks(tree, node)
+    first, end = (x.ravel() for x in slot_ranges(tree, number))
     token = jnp.where(first < end, tree.slot_token.ravel(), vocab_size)
     marks = jnp.zeros((node.shape[0] + 1, vocab_size), jnp.int32)
     marks = marks.at[first, token].add(1, mode="drop")

@@ -18,13 +18,17 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from deft_jax.append import Slots
-from deft_jax.tree import Tree, earlier_equal, exclusive_cumsum
+from deft_jax.tree import Tree, exclusive_cumsum
 
 MAX_TILE_QUERIES = 64
 NARROW_SHARE = 8
+
+MAX_COMPARED = 2**22
+"""Pairs up to which all are compared, which a GPU does in one kernel."""
 
 
 @jax.tree_util.register_dataclass
@@ -115,8 +119,10 @@ def group(tree: Tree, slots: Slots, *, tile_queries: int | None = None) -> Group
     Returns:
         Masks, order and work lists; every shape is a capacity.
     """
-    before, rank, order = _rank_queries(tree, slots)
-    slot_first, slot_end = _see_slots(tree, slots, before, rank)
+    number, rank = query_ranks(tree, slots.node)
+    rows = jnp.arange(rank.shape[0], dtype=jnp.int32)
+    order = jnp.zeros_like(rank).at[rank].set(rows, unique_indices=True)
+    slot_first, slot_end = _see_slots(tree, slots, number)
     return _list_work(
         order=order,
         rank=rank,
@@ -224,39 +230,67 @@ def query_ranks(tree: Tree, node: jax.Array) -> tuple[jax.Array, jax.Array]:
         node: [Q] int32, node of each row, N for idle rows.
 
     Returns:
-        before: [N + 1] int32, queries in nodes with a smaller depth-first number.
+        number: [Q] int32, depth-first number of each row's node, N for idle rows.
         rank: [Q] int32, a permutation; idle rows come last.
     """
     size = tree.num_nodes
-    live = node < size
-    first = jnp.where(live, tree.first[jnp.minimum(node, size - 1)], size)
-    queries = jnp.zeros(size, jnp.int32).at[first].add(1, mode="drop")
-    before = exclusive_cumsum(queries)
-    return before, before[first] + earlier_equal(first, jnp.ones_like(live))
+    number = tree.first[jnp.minimum(node, size - 1)]
+    number = jnp.where(node < size, number, size)
+    rows = jnp.arange(node.shape[0])
+    mine, other = number[:, None], number[None]
+    earlier = (other < mine) | ((other == mine) & (rows[None] < rows[:, None]))
+    return number, jnp.sum(earlier, axis=1, dtype=jnp.int32)
 
 
-def _rank_queries(tree: Tree, slots: Slots):
-    before, rank = query_ranks(tree, slots.node)
-    rows = jnp.arange(rank.shape[0], dtype=jnp.int32)
-    order = jnp.zeros_like(rank).at[rank].set(rows, unique_indices=True)
-    return before, rank, order
-
-
-def slot_ranges(tree: Tree, before: jax.Array) -> tuple[jax.Array, jax.Array]:
+def slot_ranges(tree: Tree, number: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[M, P] int32 each: ranks below each slot's node, an empty range if there is none.
 
     Args:
         tree: the forest.
-        before: [N + 1] int32 as `query_ranks` gives it.
+        number: [Q] int32 as `query_ranks` gives it.
     """
-    node_first = jnp.append(before[tree.first], jnp.int32(0))
-    node_end = jnp.append(before[tree.end], jnp.int32(0))
-    return node_first[tree.slot_node], node_end[tree.slot_node]
+    first, end = _node_ranges(tree, number)
+    return first[tree.slot_node], end[tree.slot_node]
 
 
-def _see_slots(tree: Tree, slots: Slots, before, rank):
-    first, end = slot_ranges(tree, before)
-    return first.at[slots.page, slots.slot].set(rank, mode="drop"), end
+def _node_ranges(tree: Tree, number):
+    """[N + 1] int32 each: ranks below each node, none for the node of empty slots."""
+    first, end = (jnp.append(x, jnp.int32(0)) for x in (tree.first, tree.end))
+    return _count_below(number, first), _count_below(number, end)
+
+
+def _count_below(number, bound):
+    """[B] int32: how many of `number` [Q] are below each bound, both at most N."""
+    if number.size * bound.size <= MAX_COMPARED:
+        return jnp.sum(number[None] < bound[:, None], axis=1, dtype=jnp.int32)
+    counts = jnp.zeros(bound.size, jnp.int32).at[number].add(1)
+    return exclusive_cumsum(counts)[bound]
+
+
+def _first_positions(tree: Tree, slots: Slots, number):
+    """[N + 1] int32: position of the first query token of each node, else the largest.
+
+    An entry more, for the node of empty slots, with a number that no row has.
+    """
+    largest = jnp.iinfo(jnp.int32).max
+    first = jnp.append(tree.first, jnp.int32(tree.num_nodes + 1))
+    if number.size * first.size <= MAX_COMPARED:
+        own = number[None] == first[:, None]
+        return jnp.min(jnp.where(own, slots.position[None], largest), axis=1)
+    position = jnp.full(tree.num_nodes + 2, largest)
+    return position.at[number].min(slots.position)[first]
+
+
+def _see_slots(tree: Tree, slots: Slots, number):
+    """`Grouping.slot_first` and `slot_end`.
+
+    The query tokens of a node are its last, in row order, so that their positions give
+    their ranks.
+    """
+    nodes = *_node_ranges(tree, number), _first_positions(tree, slots, number)
+    # Computed once, not for each slot, whatever the compiler makes of few queries.
+    first, end, position = (x[tree.slot_node] for x in lax.optimization_barrier(nodes))
+    return first + jnp.maximum(tree.slot_position - position, 0), end
 
 
 def _see_pages(slot_first, slot_end):
@@ -273,7 +307,7 @@ def _order_pages(page_first, page_end, slot_position, seen):
     key = jnp.where(page_first < page_end, page_first, largest)
     page = jnp.arange(page_first.shape[0], dtype=jnp.int32)
     position = jnp.min(jnp.where(seen, slot_position, largest), axis=1)
-    return jax.lax.sort((key, position, page), num_keys=2)[2]
+    return lax.sort((key, position, page), num_keys=2)[2]
 
 
 def _list_wide(page_order, page_first, page_end, narrow, num_queries, tile):
