@@ -4,6 +4,8 @@ They depend on the grouping alone. Under `jit` XLA finds that all layers of a st
 for the same and computes them once.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -54,15 +56,25 @@ def _row_positions(grouping: Grouping, spec: KernelSpec, tiling: Tiling, rows: i
     return jnp.pad(each, ((0, 0), (0, rows - each.shape[1]))).reshape(shape)
 
 
-def head_chunks(group: int, rows: int) -> int:
-    """Least number of equal parts of a group's query heads that fit a tile's rows."""
-    fits = (c for c in range(1, group + 1) if group % c == 0 and group // c <= rows)
-    return next(fits)
+def head_chunks(
+    group: int, rows: int, queries: Callable[[int], int] = lambda heads: 1
+) -> int:
+    """Least number of equal parts of a group's query heads that fit a tile's rows.
+
+    Args:
+        group: `G`.
+        rows: of a tile.
+        queries: from the heads of a part to the least queries of a tile.
+    """
+    parts = (c for c in range(1, group + 1) if group % c == 0)
+    return next(c for c in parts if group // c * queries(group // c) <= rows)
 
 
 def partial_bytes(spec: KernelSpec, schedule: Schedule) -> jax.Array:
     """[] int32: bytes of partial results that the Hopper kernels write."""
     pieces = schedule.pieces[:, 1]
-    cut = jnp.sum(jnp.where(pieces > 1, pieces, 0))
+    # Where the attention kernel merges, the first piece of a tile stays in registers.
+    kept = 1 if spec.fused else 0
+    written = jnp.sum(jnp.where(pieces > 1, pieces - kept, 0))
     row = spec.head_dim * jnp.dtype(spec.dtype).itemsize
-    return cut * spec.halves * (spec.partial_rows * row + TILE_ROWS * 4)
+    return written * spec.halves * (spec.partial_rows * row + TILE_ROWS * 4)

@@ -5,24 +5,32 @@ head) fit a kernel's matrix tile. A *unit* is the part of a page that one copy m
 Each tile lists the units it sees, in *blocks* of tokens; the blocks of all heads and
 tiles, in that order, are one line that is cut into equal shares, one per worker (DeFT,
 arXiv 2404.00242, section 3.3, flattened tree KV split). A tile cut by a share's end
-leaves a partial result per worker; the piece of `pair` (head and tile) that worker `w`
-computes has slot `w + pair`, which is unique since each new piece starts a new pair or
-a new worker.
+leaves a partial result per worker. Where the attention kernel merges them, the worker
+with the tile's beginning does: it comes to that piece last, the others to theirs first.
 
 Within a tile the units come in four classes: seen whole by every row, which need no
 mask; seen by both halves of the tile; by the first half only; by the second only.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from deft_jax.grouping import Grouping
+from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.tree import exclusive_cumsum
 
 NUM_CLASSES = 4
 WHOLE, BOTH, FIRST_HALF, SECOND_HALF = range(NUM_CLASSES)
+
+CHUNK, RUN = 16, 15
+"""Units per chunk and chunks per run; the units of a run fit in a byte."""
+
+MAX_COMPARED = 2**23
+"""Pairs of units of all tiles up to which all are compared; takes fewer kernels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,20 +65,26 @@ class Schedule:
     """Work lists of a step: `T` tiles, `E = M * P // U` units.
 
     Attributes:
-        unit: [T * E] int32, units of the tiles, tile by tile and class by class. Unit
-            `u` is part `u % (P // U)` of page `u // (P // U)`.
+        unit: [T * E] int32, units of the tiles: `E` for each, class by class, the ones
+            that it does not see last. Unit `u` is part `u % (P // U)` of page
+            `u // (P // U)`.
         tile: [T, 8] int32: index in `unit` of the first one under a mask and of the
             ends of the three masked classes, then the blocks of the four classes.
-        worker: [W, 16] int32: KV head, tile and position (in blocks) where the share
-            begins, its blocks, the pieces of tiles it touches, three zeros, and
-            the fields of that first tile.
+        worker: [W, 16 + block_tokens // U] int32: KV head, tile and position (in
+            blocks) where the share begins, its blocks, the pieces of tiles it touches,
+            the later workers whose pieces of its last tile it merges, the live queries,
+            the halves of that last tile that have any, the fields of the first tile,
+            and the units of its first block.
         pieces: [K * T, 2] int32: first worker and number of workers of each pair.
+        flags: [W, halves] int32, zeros. A kernel uses them to tell which partial
+            results are there, and leaves zeros.
     """
 
     unit: jax.Array
     tile: jax.Array
     worker: jax.Array
     pieces: jax.Array
+    flags: jax.Array
 
 
 def make_schedule(
@@ -85,9 +99,17 @@ def make_schedule(
     """
     classes = _classify(grouping, tiling, window)
     unit, ends = _list_units(classes)
-    tile, positions = _describe_tiles(ends, tiling)
-    worker, pieces = _share(tile, positions, tiling)
-    return Schedule(unit=unit, tile=tile, worker=worker, pieces=pieces)
+    tile, positions = _describe_tiles(ends, classes.shape[1], tiling)
+    worker, pieces = _share(tile, positions, grouping.num_live, tiling)
+    worker = jnp.concatenate(
+        [worker, _first_units(worker, unit, len(tile), tiling)], axis=1
+    )
+    # Zeros that the compiler does not know as such: a constant would be shared by runs
+    # that overlap.
+    flags = jnp.broadcast_to(
+        jnp.minimum(worker[:, 3:4], 0), (len(worker), tiling.halves)
+    )
+    return Schedule(unit=unit, tile=tile, worker=worker, pieces=pieces, flags=flags)
 
 
 def _classify(grouping: Grouping, tiling: Tiling, window):
@@ -96,42 +118,71 @@ def _classify(grouping: Grouping, tiling: Tiling, window):
     Rows past the live queries are written as zeros whatever they see, so a unit is seen
     whole by a tile if every live row sees it.
     """
-    num_tiles = -(-grouping.num_queries // tiling.tile_queries)
-    half = tiling.half_queries
-    bound = half * jnp.arange(num_tiles * tiling.halves + 1, dtype=jnp.int32)
-    start, stop = bound[:-1, None], jnp.minimum(bound[1:, None], grouping.num_live)
-    slot_first = grouping.slot_first.reshape(-1, tiling.unit_tokens)
-    slot_end = grouping.slot_end.reshape(-1, tiling.unit_tokens)
-    seen = slot_first < slot_end
-    largest = jnp.iinfo(jnp.int32).max
-    first = jnp.min(jnp.where(seen, slot_first, largest), axis=1)[None]
-    end = jnp.max(jnp.where(seen, slot_end, 0), axis=1)[None]
-    sees = (first < stop) & (end > start)
-    whole = jnp.max(slot_first, axis=1)[None] <= start
-    whole &= jnp.min(slot_end, axis=1)[None] >= stop
-    if window is not None:
-        near, far = _distances(grouping, tiling, seen)
-        sees &= near < window
-        whole &= far < window
-    whole |= start >= stop
-    shape = (num_tiles, tiling.halves, -1)
-    sees, whole = sees.reshape(shape), jnp.all(whole.reshape(shape), axis=1)
-    kinds = jnp.array([NUM_CLASSES, FIRST_HALF, SECOND_HALF, BOTH], jnp.int32)
-    some = kinds[sees[:, 0].astype(jnp.int32) + 2 * sees[:, -1].astype(jnp.int32)]
-    return jnp.where(whole & sees[:, 0], WHOLE, some)
+    tile_queries, half_queries = tiling.tile_queries, tiling.half_queries
+    num_tiles = -(-grouping.num_queries // tile_queries)
+    seen = _seen_ranges(grouping, tiling)
+    tile_start = tile_queries * jnp.arange(num_tiles, dtype=jnp.int32)[:, None]
+    sees, whole = [], []
+    for half in range(tiling.halves):
+        start = tile_start + half * half_queries
+        stop = jnp.minimum(start + half_queries, grouping.num_live)
+        some = (seen.first < stop) & (seen.end > start)
+        all_of_it = (seen.last_first <= start) & (seen.first_end >= stop)
+        if window is not None:
+            least, most = _query_range(grouping, tiling, half)
+            some &= least - seen.latest < window
+            all_of_it &= most - seen.earliest < window
+        sees.append(some)
+        whole.append(all_of_it | (start >= stop))
+    kind = jnp.where(sees[0], FIRST_HALF, SECOND_HALF)
+    kind = jnp.where(sees[0] & sees[-1], BOTH, kind)
+    kind = jnp.where(sees[0] | sees[-1], kind, NUM_CLASSES)
+    return jnp.where(whole[0] & whole[-1] & sees[0], WHOLE, kind)
 
 
-def _distances(grouping: Grouping, tiling: Tiling, seen):
-    """[halves, E] int32 twice: least and largest distance of a unit along the path."""
+class _Seen(NamedTuple):
+    """What is seen of each unit, [1, E] int32 each.
+
+    Attributes:
+        first: first rank that sees any of it.
+        end: one past the last.
+        last_first: largest of the tokens' first ranks.
+        first_end: least of the ends.
+        latest: largest position along the path.
+        earliest: least position.
+    """
+
+    first: jax.Array
+    end: jax.Array
+    last_first: jax.Array
+    first_end: jax.Array
+    latest: jax.Array
+    earliest: jax.Array
+
+
+def _seen_ranges(grouping: Grouping, tiling: Tiling) -> _Seen:
+    fields = grouping.slot_first, grouping.slot_end, grouping.slot_position
+    first, end, position = (x.reshape(1, -1, tiling.unit_tokens) for x in fields)
     largest = jnp.iinfo(jnp.int32).max // 2
-    position = grouping.slot_position.reshape(seen.shape)
-    unit_last = jnp.max(jnp.where(seen, position, -largest), axis=1)
-    unit_first = jnp.min(jnp.where(seen, position, largest), axis=1)
+    seen = first < end
+    return _Seen(
+        first=jnp.min(jnp.where(seen, first, largest), axis=2),
+        end=jnp.max(jnp.where(seen, end, 0), axis=2),
+        last_first=jnp.max(first, axis=2),
+        first_end=jnp.min(end, axis=2),
+        latest=jnp.max(jnp.where(seen, position, -largest), axis=2),
+        earliest=jnp.min(jnp.where(seen, position, largest), axis=2),
+    )
+
+
+def _query_range(grouping: Grouping, tiling: Tiling, half: int):
+    """[T, 1] int32 twice: least and largest position of a half's live queries."""
+    largest = jnp.iinfo(jnp.int32).max // 2
     query = query_positions(grouping, tiling)
     live = jnp.arange(query.size).reshape(query.shape) < grouping.num_live
     least = jnp.min(jnp.where(live, query, largest), axis=1)
     most = jnp.max(jnp.where(live, query, -largest), axis=1)
-    return least[:, None] - unit_last[None], most[:, None] - unit_first[None]
+    return (x[half :: tiling.halves, None] for x in (least, most))
 
 
 def query_positions(grouping: Grouping, tiling: Tiling) -> jax.Array:
@@ -143,39 +194,120 @@ def query_positions(grouping: Grouping, tiling: Tiling) -> jax.Array:
 
 
 def _list_units(classes):
-    """Units by tile and class, and [T, 5] int32 where the classes begin and end."""
+    """Units by tile and class, and [T, 4] int32 where the classes end within a tile."""
     num_tiles, num_units = classes.shape
-    kinds = jnp.arange(NUM_CLASSES, dtype=jnp.int32)[None, :, None]
-    member = classes[:, None] == kinds
-    nth = jnp.cumsum(member, axis=2, dtype=jnp.int32)
-    upto = exclusive_cumsum(nth[:, :, -1].ravel())
-    begin = upto[:-1].reshape(num_tiles, NUM_CLASSES)
-    capacity = num_tiles * num_units
-    place = jnp.where(member, begin[:, :, None] + nth - 1, 0)
-    at = jnp.where(classes < NUM_CLASSES, jnp.sum(place, axis=1), capacity)
+    if classes.size * num_units <= MAX_COMPARED:
+        place, ends = _places_by_comparing(classes)
+    else:
+        place, ends = _places_by_counting(classes)
+    tile = jnp.arange(num_tiles, dtype=jnp.int32)[:, None]
     unit = jnp.broadcast_to(jnp.arange(num_units, dtype=jnp.int32), classes.shape)
-    listed = jnp.zeros(capacity, jnp.int32)
-    listed = listed.at[at].set(unit, mode="drop", unique_indices=True)
-    ends = jnp.concatenate([begin, upto[NUM_CLASSES::NUM_CLASSES, None]], axis=1)
-    return listed, ends
+    # Every place is taken, since units that a tile does not see follow the others.
+    listed = lax.empty(classes.shape, jnp.int32)
+    listed = listed.at[tile, place].set(unit, mode="drop", unique_indices=True)
+    return listed.ravel(), ends
 
 
-def _describe_tiles(ends, tiling: Tiling):
+def _places_by_comparing(classes):
+    """[T, E] int32 place of each unit within its tile, and [T, 4] ends of the classes.
+
+    Quadratic, but two kernels of a GPU.
+    """
+    num_units = classes.shape[1]
+    own = jnp.arange(num_units + NUM_CLASSES, dtype=jnp.int32)[None]
+    is_unit = own < num_units
+    # Behind the units, a marker for the end of each class.
+    kind = jnp.pad(classes, ((0, 0), (0, NUM_CLASSES)))
+    kind = jnp.where(is_unit, kind, own - num_units + 1)
+    key = num_units * kind + jnp.where(is_unit, own, 0)
+    # Without the barrier the comparisons are fused with the key and written to memory.
+    key = lax.optimization_barrier(key)
+    below = is_unit[:, None] & (key[:, None] < key[:, :, None])
+    below = jnp.sum(below, axis=2, dtype=jnp.int32)
+    return below[:, :num_units], below[:, num_units:]
+
+
+def _places_by_counting(classes):
+    """As `_places_by_comparing`, by prefix sums over units, chunks and runs of chunks.
+
+    A class is one in a byte of its own, so that a sum over a run holds the counts of
+    all. What a tile does not see is placed by what it sees.
+    """
+    num_tiles, num_units = classes.shape
+    size = RUN * CHUNK
+    runs = -(-num_units // size)
+    one = jnp.where(classes < NUM_CLASSES, 1 << 8 * classes, 0)
+    one = jnp.pad(one, ((0, 0), (0, runs * size - num_units)))
+    # Computed once, whatever the compiler makes of the many that read it.
+    one = lax.optimization_barrier(one).reshape(num_tiles, runs, size)
+    shift = 8 * jnp.arange(NUM_CLASSES, dtype=jnp.int32).reshape(1, -1, 1, 1)
+
+    bound = CHUNK * jnp.arange(RUN + 1, dtype=jnp.int32)[:, None]
+    earlier = jnp.arange(size, dtype=jnp.int32)[None] < bound
+    chunk = jnp.where(earlier[None, None], one[:, :, None], 0)
+    chunk = jnp.sum(chunk, axis=3, dtype=jnp.int32)[:, None] >> shift & 255
+    run = _sum_before(jnp.pad(chunk[..., RUN], ((0, 0), (0, 0), (0, 1))))
+    total = run[..., runs]
+
+    own, kind = one.reshape(num_tiles, 1, runs, RUN, CHUNK), 1 << shift
+    before = (run[..., :runs, None] + chunk[..., :RUN])[..., None]
+    before = jnp.where((own == kind[..., None]) | (own == 0), before, 0)
+    like = (own[..., None, :] == own[..., None]) != (own == 0)[..., None]
+    nth = jnp.sum(jnp.tril(like, -1), axis=(1, 5), dtype=jnp.int32)
+    nth += jnp.sum(before, axis=1, dtype=jnp.int32)
+
+    nth, own = (x.reshape(num_tiles, -1)[:, :num_units] for x in (nth, own))
+    unit = jnp.arange(num_units, dtype=jnp.int32)[None]
+    follows = (own[:, None] > kind[..., 0]) | (own == 0)[:, None]
+    begin = jnp.where(follows, total[..., None], 0)
+    place = jnp.sum(begin, axis=1, dtype=jnp.int32)
+    place += jnp.where(own == 0, unit - nth, nth)
+    return place, total + _sum_before(total)
+
+
+def _sum_before(x: jax.Array) -> jax.Array:
+    """Sums of the earlier entries along the last axis.
+
+    3 1 2  ->  0 3 4
+    """
+    square = jnp.broadcast_to(x[..., None, :], (*x.shape, x.shape[-1]))
+    return jnp.sum(jnp.tril(square, -1), axis=-1, dtype=x.dtype)
+
+
+def _describe_tiles(ends, num_units: int, tiling: Tiling):
     """`Schedule.tile` and [T] int32 positions per tile, at least one for each.
 
     A tile that sees nothing has one position and no block, so that somebody writes its
     zeros. Units seen whole that do not fill a block are read under a mask.
     """
     per_block = tiling.block_tokens // tiling.unit_tokens
-    whole = (ends[:, 1] - ends[:, 0]) // per_block
-    begin = ends[:, 0] + whole * per_block
-    bounds = jnp.concatenate([begin[:, None], ends[:, 2:]], axis=1)
-    masked = -(-(bounds[:, 1:] - bounds[:, :-1]) // per_block)
-    tile = jnp.concatenate([bounds, whole[:, None], masked], axis=1)
-    return tile, jnp.maximum(whole + jnp.sum(masked, axis=1), 1)
+    whole = ends[:, :1] // per_block
+    bounds = jnp.concatenate([whole * per_block, ends[:, 1:]], axis=1)
+    blocks = -(-(bounds[:, 1:] - bounds[:, :-1]) // per_block)
+    blocks = jnp.concatenate([whole, blocks], axis=1)
+    begin = num_units * jnp.arange(len(ends), dtype=jnp.int32)[:, None]
+    tile = jnp.concatenate([begin + bounds, blocks], axis=1)
+    return tile, jnp.maximum(jnp.sum(blocks, axis=1), 1)
 
 
-def _share(tile_fields, positions, tiling: Tiling):
+def _first_units(worker, unit, num_tiles: int, tiling: Tiling):
+    """[W, block_tokens // U] int32: the units of each worker's first block."""
+    per_block = tiling.block_tokens // tiling.unit_tokens
+    num_pairs = num_tiles * tiling.num_kv_heads
+
+    def units(worker, row):
+        tile = work.Tile(*row[work.SHARE_FIELDS :])
+        piece = work.first_piece(work.Share(*row[: work.SHARE_FIELDS]), tile)
+        order = work.masked_first(num_pairs, tiling.num_workers, worker)
+        block = piece.first_block(order)
+        begin, end = work.block_units(per_block, tile, block)
+        each = begin + jnp.arange(per_block, dtype=jnp.int32)
+        return unit[jnp.maximum(jnp.minimum(each, end - 1), 0)]
+
+    return jax.vmap(units)(jnp.arange(len(worker), dtype=jnp.int32), worker)
+
+
+def _share(tile_fields, positions, num_live, tiling: Tiling):
     """`Schedule.worker` and `Schedule.pieces`: an even split of all heads' blocks."""
     num_tiles, workers = positions.shape[0], tiling.num_workers
     upto = exclusive_cumsum(positions)
@@ -190,21 +322,29 @@ def _share(tile_fields, positions, tiling: Tiling):
         tile = jnp.sum(upto[None, 1:] <= within[:, None], axis=1, dtype=jnp.int32)
         return head, tile, within - upto[tile]
 
-    head, tile, position = locate(bound[:-1])
-    last_head, last_tile, _ = locate(bound[1:] - 1)
-    blocks = bound[1:] - bound[:-1]
-    touched = (last_head - head) * num_tiles + last_tile - tile + 1
-    fields = [head, tile, position, blocks, jnp.where(blocks > 0, touched, 0)]
-    fields = jnp.pad(jnp.stack(fields, axis=1), ((0, 0), (0, 3)))
-    worker = jnp.concatenate([fields, tile_fields[tile]], axis=1)
-    heads = jnp.arange(tiling.num_kv_heads, dtype=jnp.int32)[:, None] * per_head
-    begin, stop = heads + upto[None, :-1], heads + upto[None, 1:]
-
     def worker_of(position):
         long = rest * (each + 1)
         later = rest + (position - long) // jnp.maximum(each, 1)
         return jnp.where(position < long, position // (each + 1), later)
 
+    head, tile, position = locate(bound[:-1])
+    last_head, last_tile, _ = locate(bound[1:] - 1)
+    blocks = bound[1:] - bound[:-1]
+    touched = (last_head - head) * num_tiles + last_tile - tile + 1
+    last_worker = worker_of(last_head * per_head + upto[last_tile + 1] - 1)
+    second = last_tile * tiling.tile_queries + tiling.half_queries
+    busy = blocks > 0
+    begins_last = busy & ((position == 0) | (touched > 1))
+    later = last_worker - jnp.arange(workers, dtype=jnp.int32)
+    fields = [
+        *(head, tile, position, blocks, jnp.where(busy, touched, 0)),
+        jnp.where(begins_last, later, 0),
+        jnp.broadcast_to(num_live, (workers,)),
+        jnp.where((second < num_live) & (tiling.halves > 1), 2, 1),
+    ]
+    worker = jnp.concatenate([jnp.stack(fields, axis=1), tile_fields[tile]], axis=1)
+    heads = jnp.arange(tiling.num_kv_heads, dtype=jnp.int32)[:, None] * per_head
+    begin, stop = heads + upto[None, :-1], heads + upto[None, 1:]
     first = worker_of(begin)
     pieces = jnp.stack([first, worker_of(stop - 1) - first + 1], axis=-1)
     return worker, pieces.reshape(-1, 2)

@@ -1,5 +1,6 @@
 """Tree attention with the Pallas Mosaic GPU kernels for Hopper."""
 
+import math
 from dataclasses import replace
 
 import jax
@@ -10,6 +11,7 @@ from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
     grouped_partial_attention,
 )
 from deft_jax.pallas_kernels.kernel_spec import (
+    COPY_BYTES,
     MAX_QUERIES,
     SHARED_BYTES,
     TILE_ROWS,
@@ -23,6 +25,12 @@ from deft_jax.tuning import Key, gpu_kind, lookup
 HEAD_DIMS = (64, 80, 96, 128, 256)
 DTYPES = ("bfloat16", "float16")
 MIN_UNIT = 16
+FEW_ROWS = 256
+"""Rows of queries up to which shorter blocks are faster."""
+
+EVEN_SHARE = 0.95
+"""Part of the multiprocessors that suffices to read at the memory's speed."""
+
 DEFAULT_WORKERS = 132
 """Multiprocessors of an H100, where no GPU says otherwise."""
 
@@ -61,8 +69,8 @@ def unsupported(
 
 
 def make_spec(
-    q: jax.Array,
-    k_pages: jax.Array,
+    q: jax.Array | jax.ShapeDtypeStruct,
+    k_pages: jax.Array | jax.ShapeDtypeStruct,
     logits: Logits,
     *,
     config: KernelConfig | None = None,
@@ -84,11 +92,16 @@ def make_spec(
     num_queries, num_q_heads, head_dim = q.shape
     num_kv_heads, page_size = k_pages.shape[1:3]
     group = num_q_heads // num_kv_heads
-    chunks = head_chunks(group, TILE_ROWS)
+    row_bytes = head_dim * q.dtype.itemsize
+    chunks = head_chunks(group, TILE_ROWS, lambda heads: copied(heads * row_bytes))
     group //= chunks
-    half_queries = min(TILE_ROWS // group, num_queries)
+    step = copied(group * row_bytes)
+    most = TILE_ROWS // group // step * step
     # Two warpgroups of 256 columns do not fit the shared memory.
-    halves = 1 if num_queries <= half_queries or head_dim > 128 else 2
+    halves = 1 if num_queries <= most or head_dim > 128 else 2
+    num_tiles = -(-num_queries // (most * halves))
+    # Tiles of one size, so that none has few rows in use.
+    half_queries = -(-num_queries // (num_tiles * halves * step)) * step
     spec = KernelSpec(
         num_queries=num_queries,
         num_kv_heads=num_kv_heads * chunks,
@@ -97,7 +110,9 @@ def make_spec(
         page_size=page_size,
         half_queries=half_queries,
         halves=halves,
-        num_workers=num_workers or DEFAULT_WORKERS,
+        num_workers=even_workers(
+            num_workers or DEFAULT_WORKERS, num_kv_heads * chunks * num_tiles
+        ),
         dtype=q.dtype.name,
         scale=logits.scale,
         window=logits.window,
@@ -107,8 +122,24 @@ def make_spec(
     return replace(spec, config=config or _choose_config(spec))
 
 
+def copied(query_bytes: int) -> int:
+    """Least queries that one copy can move, their heads together `query_bytes`."""
+    return COPY_BYTES // math.gcd(COPY_BYTES, query_bytes)
+
+
+def even_workers(most: int, num_pairs: int) -> int:
+    """Workers to use of `most`: some fewer if shares then end where tiles do.
+
+    Tiles of about one size are then cut into fewer pieces, if at all, and workers that
+    read the same KV for different tiles do so at the same time.
+    """
+    enough = range(most, int(EVEN_SHARE * most), -1)
+    even = (w for w in enough if w % num_pairs == 0 or num_pairs % w == 0)
+    return next(even, most)
+
+
 def _choose_config(spec: KernelSpec) -> KernelConfig:
-    """The tuned sizes, the default ones or the smallest: the first that fit.
+    """The tuned sizes, the default ones or small ones: the first that fit.
 
     Queries of groups such as 40, which leave rows of a tile empty, need more room.
     """
@@ -117,22 +148,22 @@ def _choose_config(spec: KernelSpec) -> KernelConfig:
     for config in (
         None if kind is None else lookup(kind, key),
         default_config(spec.head_dim, rows, key.windowed),
+        KernelConfig(block_tokens=64, stages=2),
     ):
         if config and replace(spec, config=config).shared_bytes <= SHARED_BYTES:
             return config
-    return KernelConfig(block_tokens=64, stages=2)
+    return KernelConfig(block_tokens=64, stages=1)
 
 
 def default_config(head_dim: int, rows: int, windowed: bool) -> KernelConfig:
     """Sizes where nothing was tuned.
 
-    Long blocks, except where registers do not hold them or where a few tiles of rows
-    wait for the first block.
+    Long blocks where there is enough work for the matrix units, but where registers do
+    not hold them. More stages only delay the first block (bench/NOTES.md).
     """
-    if head_dim > 128:
+    few_rows = rows <= FEW_ROWS
+    if few_rows or head_dim > 128 or (windowed and head_dim > 96):
         return KernelConfig(block_tokens=64, stages=2)
-    if 64 < rows <= 512 or (windowed and head_dim > 96):
-        return KernelConfig(block_tokens=64, stages=4)
     return KernelConfig(block_tokens=128, stages=2)
 
 
@@ -155,23 +186,21 @@ def attend(
         v_pages,
         masks,
         positions,
-        live,
         schedule.unit,
         schedule.tile,
         schedule.worker,
-        schedule.pieces,
+        schedule.flags,
         interpret=interpret,
     )
-    out, lse = tree_reduction(
-        spec,
-        part_out,
-        part_lse,
-        schedule.pieces,
-        live,
-        out,
-        lse,
-        interpret=interpret,
-    )
-    lse = lse[..., : spec.half_queries * spec.group]
-    lse = lse.reshape(spec.num_kv_heads, -1, spec.group)[:, : spec.num_queries]
-    return out.reshape(q.shape), lse.transpose(1, 0, 2).reshape(q.shape[:2])
+    if not spec.fused:
+        out, lse = tree_reduction(
+            spec,
+            part_out,
+            part_lse,
+            schedule.pieces,
+            live,
+            out,
+            lse,
+            interpret=interpret,
+        )
+    return out.reshape(q.shape), lse.reshape(q.shape[:2])

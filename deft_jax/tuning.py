@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from deft_jax.errors import DeftError
-from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
+from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, KernelConfig, KernelSpec
 
 VARIABLE = "DEFT_JAX_TUNED"
 """Environment variable with the user's table; empty for none."""
@@ -189,10 +189,12 @@ def _parse_entry(raw: Any) -> tuple[Key, Entry]:
     key = Key(**_fields(raw, Key))
     config = KernelConfig(**_fields(raw, KernelConfig))
     unit, block = config.unit_tokens, config.block_tokens
-    if unit < 16 or key.page_size % unit or block % unit or config.stages < 1:
+    short = unit < 16 or config.stages < 1
+    if short or key.page_size % unit or block % unit or block % TILE_ROWS:
         raise ValueError(
             "expected unit_tokens of at least 16 that divide page_size and"
-            f" block_tokens, and at least 1 stage, got {raw}"
+            f" block_tokens, block_tokens of a multiple of {TILE_ROWS}, and at least 1"
+            f" stage, got {raw}"
         )
     return key, Entry(config, float(_field(raw, "us", float | int)))
 

@@ -37,7 +37,7 @@ MAX_ERROR = 1e-2
 
 
 class TorchTreeAttention:
-    """The two kernels of tree attention for torch tensors of fixed shapes."""
+    """The kernels of tree attention for torch tensors of fixed shapes."""
 
     def __init__(self, spec: KernelSpec) -> None:
         """Compiles nothing yet; the first call does."""
@@ -65,21 +65,20 @@ class TorchTreeAttention:
         k_units, v_units = (x.unflatten(2, units) for x in (k_pages, v_pages))
         rows = q.view(len(q), spec.num_kv_heads, spec.group, spec.head_dim)
         work = schedule["unit"], schedule["tile"], schedule["worker"]
-        pieces = schedule["pieces"]
         out, lse, *partials = self._attend(
-            rows, k_units, v_units, masks, positions, live, *work, pieces
+            rows, k_units, v_units, masks, positions, *work, schedule["flags"]
         )
-        # Writes the tiles that were cut into pieces to the same tensors.
-        out, lse = self._reduce(*partials, pieces, live, out, lse)
-        lse = lse[..., : spec.half_queries * spec.group]
-        lse = lse.reshape(spec.num_kv_heads, -1, spec.group)[:, : len(q)]
-        return out.view(q.shape), lse.permute(1, 0, 2).reshape(q.shape[:2])
+        if not spec.fused:
+            # Writes the tiles that were cut into pieces to the same tensors.
+            pieces = schedule["pieces"]
+            out, lse = self._reduce(*partials, pieces, live, out, lse)
+        return out.view(q.shape), lse.view(q.shape[:2])
 
 
 def to_torch(prepared):
     """What `prepare` returned, as torch tensors that share its memory."""
     masks, positions, live, schedule = jax.block_until_ready(prepared)
-    names = ("unit", "tile", "worker", "pieces")
+    names = ("unit", "tile", "worker", "pieces", "flags")
     lists = {name: torch.from_dlpack(getattr(schedule, name)) for name in names}
     return (*map(torch.from_dlpack, (masks, positions, live)), lists)
 

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 TILE_ROWS = 64
 """Rows of the matrix tile of one warpgroup."""
 
+COPY_BYTES = 128
+"""What Mosaic GPU copies are a multiple of."""
+
 MAX_QUERIES = 65535
 """Ranks are packed in 16 bits."""
 
@@ -20,6 +23,13 @@ SHARED_SCRATCH = 2048
 """Bytes of shared memory that Pallas keeps for reductions."""
 
 
+FUSED_PIECES = 3
+"""Pieces per tile up to which the attention kernel merges them; see bench/NOTES.md."""
+
+TURNS = 2
+"""Warps that copy partial results in turn: those of the keys and of the values."""
+
+
 @dataclasses.dataclass(frozen=True)
 class KernelConfig:
     """What may be tuned without changing results beyond rounding.
@@ -27,7 +37,8 @@ class KernelConfig:
     Attributes:
         unit_tokens: `U`, tokens that one copy moves; divides the page size, at least
             16. Smaller units leave fewer empty slots of half-filled pages to be read.
-        block_tokens: tokens per step of the online softmax, a multiple of the units.
+        block_tokens: tokens per step of the online softmax, a multiple of the units; on
+            Hopper of 64.
         stages: blocks of KV in flight in shared memory.
     """
 
@@ -89,8 +100,23 @@ class KernelSpec:
         return self.num_kv_heads * self.num_tiles
 
     @property
+    def fused(self) -> bool:
+        """Whether the attention kernel merges the partial results itself.
+
+        Where tiles are cut into many pieces one block of threads per tile would merge
+        them one after the other; a kernel of its own has all of them work. How many
+        pieces there are is told by the capacity: if little of it is in use there are
+        more, and merging takes longer than it need.
+        """
+        return self.num_workers <= FUSED_PIECES * self.num_pairs
+
+    @property
     def num_slots(self) -> int:
-        """Room for partial results, see `deft_jax.schedule`."""
+        """Room of the portable kernels for a partial result per piece.
+
+        It is at `worker + pair`, which is unique: each new piece starts a new pair or a
+        new worker.
+        """
         return self.num_workers + self.num_pairs
 
     @property
@@ -105,8 +131,18 @@ class KernelSpec:
 
     @property
     def units_per_block(self) -> int:
-        """Copies per block of keys."""
+        """Units that a block of keys is made of."""
         return self.config.block_tokens // self.config.unit_tokens
+
+    @property
+    def copies_per_block(self) -> int:
+        """Copies per block of keys or values; partial results take two at least."""
+        return max(self.units_per_block, 2)
+
+    @property
+    def copy_tokens(self) -> int:
+        """Tokens of each of these copies."""
+        return self.config.block_tokens // self.copies_per_block
 
     @property
     def units_per_page(self) -> int:
@@ -133,6 +169,7 @@ class KernelSpec:
             self.halves * queries,
             *[queries] * self.halves,
             self.halves * TILE_ROWS * 4,
+            TURNS * config.stages * TILE_ROWS * 4,
             *[tokens * row] * 2,
             tokens * self.mask_fields * 4,
         ]

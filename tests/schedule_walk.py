@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.schedule import (
     BOTH,
     FIRST_HALF,
@@ -43,7 +44,7 @@ def walk(schedule: Schedule, tiling: Tiling) -> Iterator[Piece]:
     tiles = [blocks_of(schedule, tiling, tile) for tile in range(len(fields))]
     for worker, row in enumerate(np.asarray(schedule.worker).tolist()):
         head, tile, begin, left, touched = row[:5]
-        assert row[8:] == fields[tile]
+        assert row[work.SHARE_FIELDS : work.FIRST_UNITS] == fields[tile]
         for _ in range(touched):
             stop = min(begin + left, max(len(tiles[tile]), 1))
             assert begin < stop

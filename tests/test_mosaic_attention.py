@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deft_jax.implementations import num_multiprocessors
+from deft_jax.kernel_inputs import prepare
 from deft_jax.tree_attention import tree_attention
+from deft_jax.tree_attention_mosaic import attend as attend_prepared
+from deft_jax.tree_attention_mosaic import make_spec
+from deft_jax.tree_attention_xla import Logits
 from tests.attention_checks import Case, attend, check, inputs
 from tests.forest_plans import Limits, Plan
 from tests.forests import grow
@@ -118,6 +123,26 @@ def test_fifty_runs_are_bit_identical():
         )
     }
     assert len(runs) == 2
+
+
+def test_layers_share_a_schedule_and_its_flags():
+    """The kernels must lower every flag: the next layer waits for the same ones."""
+    case = CASES["group_64"]
+    args = inputs(case, grow(plan_of(case, "decode", 0)), 0)
+    logits = Logits(case.heads.head_dim**-0.5, None, None)
+    spec = make_spec(args.q, args.clean[0], logits, num_workers=num_multiprocessors())
+    prepared = jax.jit(lambda grouping: prepare(grouping, spec))(args.grouping)
+    schedule = prepared[-1]
+    assert spec.fused and (schedule.worker[:, 5] > 0).any()
+    layer = jax.jit(lambda q: attend_prepared(spec, q, *args.clean, prepared))
+    for factor in (1, 2, 3):
+        q = args.q * jnp.bfloat16(factor)
+        out, _ = layer(q)
+        expected, _ = attend(q, *args.clean, args.grouping, implementation="mosaic_gpu")
+        np.testing.assert_array_equal(
+            np.asarray(out, np.float32), np.asarray(expected, np.float32)
+        )
+        assert not schedule.flags.any()
 
 
 def test_no_live_query_gives_zeros():

@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deft_jax import grouping as grouping_module
+from deft_jax import schedule as schedule_module
+from deft_jax.append import Slots
 from deft_jax.grouping import Grouping, group
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
@@ -102,6 +105,9 @@ def check(forest: Forest, tiling: Tiling, window: int | None = None) -> None:
     check_shares(schedule, tiling)
     check_coverage(schedule, tiling, pieces)
     check_slots(schedule, tiling, pieces)
+    check_merges(schedule, tiling, pieces, sight.num_live)
+    check_first_units(schedule, tiling, pieces)
+    assert not schedule.flags.any()
 
 
 def check_tile(schedule: Schedule, tiling: Tiling, sight: Sight, tile: int) -> None:
@@ -158,7 +164,10 @@ def check_coverage(schedule: Schedule, tiling: Tiling, pieces: list[Piece]) -> N
 
 
 def check_slots(schedule: Schedule, tiling: Tiling, pieces: list[Piece]) -> None:
-    """Pieces have slots of their own, which `Schedule.pieces` tells the reduction."""
+    """Pieces have slots of their own, which `Schedule.pieces` tells the reduction.
+
+    The portable kernels' slots: `worker + pair`.
+    """
     num_tiles = len(schedule.tile)
     workers = defaultdict(list)
     for piece in pieces:
@@ -169,6 +178,40 @@ def check_slots(schedule: Schedule, tiling: Tiling, pieces: list[Piece]) -> None
     assert set(slots.values()) == {1}
     assert 0 <= min(slots)
     assert max(slots) < tiling.num_workers + tiling.num_kv_heads * num_tiles
+
+
+def check_merges(
+    schedule: Schedule, tiling: Tiling, pieces: list[Piece], num_live: int
+) -> None:
+    """Whoever begins a tile merges what all others compute of it."""
+    last = {piece.worker: piece for piece in pieces}
+    cut = Counter((p.head, p.tile) for p in pieces if p.begin > 0)
+    for worker, row in enumerate(schedule.worker):
+        share, piece = work.Share(*row[: work.SHARE_FIELDS]), last.get(worker)
+        assert share.live == num_live
+        if piece is None or piece.begin > 0:
+            assert share.merges == 0
+            continue
+        assert share.merges == cut.pop((piece.head, piece.tile), 0)
+        second = piece.tile * tiling.tile_queries + tiling.half_queries
+        assert share.merge_halves == 1 + (tiling.halves > 1 and second < num_live)
+    assert not cut
+
+
+def check_first_units(schedule: Schedule, tiling: Tiling, pieces: list[Piece]) -> None:
+    """A worker's row ends with the units of its first block, the last one repeated."""
+    per_block = tiling.block_tokens // tiling.unit_tokens
+    seen = set()
+    for piece in pieces:
+        if piece.blocks and piece.worker not in seen:
+            kinds = [block.kind for block in piece.blocks]
+            masked = next((i for i, k in enumerate(kinds) if k != WHOLE), 0)
+            pairs = tiling.num_kv_heads * len(schedule.tile)
+            swaps = pairs > tiling.num_workers and piece.worker % 2
+            units = piece.blocks[masked if swaps else 0].units
+            padded = [*units, *[units[-1]] * (per_block - len(units))]
+            assert schedule.worker[piece.worker, work.FIRST_UNITS :].tolist() == padded
+        seen.add(piece.worker)
 
 
 @pytest.mark.parametrize("window", [None, 45])
@@ -264,7 +307,39 @@ def kernel_pieces(spec: KernelSpec, schedule: Schedule) -> list[tuple[int, ...]]
 def kernel_block(spec: KernelSpec, tile: work.Tile, block: int) -> tuple[int, int]:
     """First unit of a block and the end of its units, as the kernels see them."""
     if block < tile.whole:
-        begin = work.whole_units(spec, tile, block)
+        begin = work.whole_units(spec.units_per_block, tile, block)
         return int(begin), int(begin) + spec.units_per_block
-    begin, end = work.masked_units(spec, tile, jnp.int32(block))
+    begin, end = work.masked_units(spec.units_per_block, tile, jnp.int32(block))
     return int(begin), min(int(begin) + spec.units_per_block, int(end))
+
+
+STALE = {
+    "roomy": Plan(ROOMY, nodes=400, reach=400, tokens=(3, 40)),
+    "reused": Plan(LIMITS, nodes=60, reach=9, tokens=(20, 33), holes=0.4),
+}
+
+
+@pytest.mark.parametrize("plan", [*NAMED.values(), *STALE.values()])
+def test_small_and_large_trees_are_scheduled_alike(plan: Plan, monkeypatch):
+    """By comparing all pairs and by prefix sums, with old positions in empty slots."""
+    forest, tiling = grow(plan), TILINGS["two_halves"]
+    empty = forest.tree.slot_node == forest.tree.num_nodes
+    stale = jnp.where(empty, 70_000, forest.tree.slot_position)
+    tree = dataclasses.replace(forest.tree, slot_position=stale)
+    idle = Slots(*map(jnp.int32, (tree.num_nodes, tree.num_pages, 0, 0)))
+    slots = jax.tree.map(jnp.append, forest.slots, idle)
+
+    def schedules():
+        grouping = jax.jit(lambda *args: group(*args))(tree, slots)
+        schedule = jax.jit(lambda x: make_schedule(x, tiling))(grouping)
+        return jax.device_get((grouping, schedule))
+
+    for module in (grouping_module, schedule_module):
+        monkeypatch.setattr(module, "MAX_COMPARED", 2**30)
+    compared = schedules()
+    for module in (grouping_module, schedule_module):
+        monkeypatch.setattr(module, "MAX_COMPARED", 0)
+    jax.tree.map(np.testing.assert_array_equal, compared, schedules())
+    units = compared[1].unit.reshape(len(compared[1].tile), -1)
+    everyone = np.broadcast_to(np.arange(units.shape[1]), units.shape)
+    np.testing.assert_array_equal(np.sort(units, axis=1), everyone)

@@ -20,18 +20,18 @@ from deft_jax.pallas_kernels.grouped_partial_attention.hopper_consumer import (
     Consumer,
     normalise,
 )
-from deft_jax.pallas_kernels.grouped_partial_attention.hopper_producer import Producer
-from deft_jax.pallas_kernels.grouped_partial_attention.ring import Ring
-from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, KernelSpec
-from deft_jax.pallas_kernels.mosaic_compat import (
-    COMPILER_PARAMS,
-    store_rows,
-    tile_transforms,
+from deft_jax.pallas_kernels.grouped_partial_attention.hopper_output import Output
+from deft_jax.pallas_kernels.grouped_partial_attention.hopper_producer import (
+    Partials,
+    Producer,
 )
+from deft_jax.pallas_kernels.grouped_partial_attention.ring import Ring
+from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, TURNS, KernelSpec
+from deft_jax.pallas_kernels.mosaic_compat import COMPILER_PARAMS, tile_transforms
 
 I32 = jnp.int32
-COPYING_REGISTERS = 56
-COMPUTING_REGISTERS = {1: 248, 2: 224}
+COPYING_REGISTERS = 72
+COMPUTING_REGISTERS = {1: 248, 2: 216}
 """By number of computing warpgroups; the register file holds 504 per thread of two."""
 
 MAX_REGISTER_COLUMNS = 128
@@ -45,15 +45,14 @@ def grouped_partial_attention(
     v_pages: jax.Array,
     masks: jax.Array,
     row_position: jax.Array,
-    live: jax.Array,
     unit: jax.Array,
     tile: jax.Array,
     worker: jax.Array,
-    pieces: jax.Array,
+    flags: jax.Array,
     *,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Attention of every piece of the schedule (DeFT, arXiv 2404.00242, section 3.2).
+    """Attention of every tile of the schedule (DeFT, arXiv 2404.00242, section 3.2).
 
     Args:
         spec: static sizes.
@@ -65,33 +64,36 @@ def grouped_partial_attention(
             is seen by nobody.
         row_position: [T, halves, 64] int32, position of each row's query; read if there
             is a window.
-        live: [1] int32, live queries; rows past them are zeros.
         unit: [T * M * P // U] int32, as in `Schedule`.
         tile: [T, 8] int32.
-        worker: [W, 16] int32.
-        pieces: [K * T, 2] int32.
+        worker: [W, 16 + units of a block] int32.
+        flags: [W, halves] int32, zeros. Written during the call and zeros again at its
+            end, so calls with the same array must not run at the same time.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
 
     Returns:
-        out [Q, K, G, D] and lse [K, T, halves, 64] float32 (natural log) of the tiles
-        that lie in one share, and the partial ones of the other tiles' pieces, [slots,
-        halves, rows, D] and [slots, halves, 64] float32. What is not written is
-        undefined; `tree_reduction` completes it.
+        out [Q, K, G, D] and lse [Q, K, G] float32 (natural log); zeros and -inf for
+        rows that see nothing. Then partial results, [2 * W * halves * rows + 64, D] and
+        [2 * W * halves, 64] float32 in units of log 2: those of worker `w` for a tile
+        begun by another come at `w`, for a tile that others end at `W + w`. What is not
+        written is undefined. Unless the spec is `fused`, `tree_reduction` has to
+        complete the tiles that have several pieces.
     """
     shape = -1, k_pages.shape[1], spec.units_per_page, spec.config.unit_tokens
     k_units, v_units = (x.reshape(*shape, spec.head_dim) for x in (k_pages, v_pages))
     halves = spec.halves
-    slots = (spec.num_slots, halves)
+    slots = 2 * spec.num_workers * halves
     body = functools.partial(_kernel, spec, interpret is not None)
     kernel = plgpu.kernel(
         body,
         out_type=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct(q.shape[:3], jnp.float32),
+            # Whoever reads 64 rows of the last slot reads beyond it.
             jax.ShapeDtypeStruct(
-                (spec.num_kv_heads, spec.num_tiles, halves, TILE_ROWS), jnp.float32
+                (slots * spec.partial_rows + TILE_ROWS, spec.head_dim), q.dtype
             ),
-            jax.ShapeDtypeStruct((*slots, spec.partial_rows, spec.head_dim), q.dtype),
-            jax.ShapeDtypeStruct((*slots, TILE_ROWS), jnp.float32),
+            jax.ShapeDtypeStruct((slots, TILE_ROWS), jnp.float32),
         ],
         grid=(spec.num_workers,),
         grid_names=("worker",),
@@ -101,9 +103,7 @@ def grouped_partial_attention(
         compiler_params=COMPILER_PARAMS,
         **({} if interpret is None else {"interpret": interpret}),
     )
-    return kernel(
-        q, k_units, v_units, masks, row_position, live, unit, tile, worker, pieces
-    )
+    return kernel(q, k_units, v_units, masks, row_position, unit, tile, worker, flags)
 
 
 def _scratch(spec: KernelSpec, dtype) -> list:
@@ -111,11 +111,11 @@ def _scratch(spec: KernelSpec, dtype) -> list:
     tiled = tile_transforms(spec.head_dim, dtype.itemsize)
     queries = (halves, spec.room_queries, spec.group, spec.head_dim)
     block = (config.stages, config.block_tokens, spec.head_dim)
-    units, stages = spec.units_per_block, config.stages
+    units, copies, stages = spec.units_per_block, spec.copies_per_block, config.stages
     masks = (stages, units, spec.mask_fields, config.unit_tokens)
 
-    def full():
-        return plgpu.Barrier(num_barriers=stages, num_arrivals=units)
+    def full(copies):
+        return plgpu.Barrier(num_barriers=stages, num_arrivals=copies)
 
     def free():
         return plgpu.Barrier(num_barriers=stages, num_arrivals=halves)
@@ -130,9 +130,10 @@ def _scratch(spec: KernelSpec, dtype) -> list:
             for _ in range(halves)
         ],
         plgpu.SMEM((halves, TILE_ROWS), jnp.float32),
-        *(plgpu.SMEM(block, dtype, transforms=tiled), full(), free()),
-        *(plgpu.SMEM(block, dtype, transforms=tiled), full(), free()),
-        *(plgpu.SMEM(masks, jnp.int32), full(), free()),
+        plgpu.SMEM((TURNS, stages, TILE_ROWS), jnp.float32),
+        *(plgpu.SMEM(block, dtype, transforms=tiled), full(copies), free()),
+        *(plgpu.SMEM(block, dtype, transforms=tiled), full(copies), free()),
+        *(plgpu.SMEM(masks, jnp.int32), full(units), free()),
         *(plgpu.Barrier(num_arrivals=halves), plgpu.Barrier(num_arrivals=halves)),
     ]
 
@@ -145,11 +146,10 @@ def _kernel(
     v_ref,
     mask_ref,
     position_ref,
-    live_ref,
     unit_ref,
     tile_ref,
     worker_ref,
-    pieces_ref,
+    flags_ref,
     out_ref,
     lse_ref,
     partial_out_ref,
@@ -157,6 +157,7 @@ def _kernel(
     q_smem,
     staging,
     lse_smem,
+    merge_lse_smem,
     *rest,
 ):
     stages = spec.config.stages
@@ -165,7 +166,15 @@ def _kernel(
         for buffer, full, free in (rest[:3], rest[3:6], rest[6:9])
     )
     q_full, q_free = rest[9:]
-    worker, warpgroup = lax.axis_index("worker"), lax.axis_index("warpgroup")
+    # A worker waits for later ones: they are the blocks that the GPU starts first.
+    worker = spec.num_workers - 1 - lax.axis_index("worker")
+    warpgroup = lax.axis_index("warpgroup")
+    partials = Partials(
+        partial_out_ref,
+        partial_lse_ref,
+        None if interpreted else flags_ref,
+        merge_lse_smem,
+    )
 
     @pl.when(warpgroup == spec.halves)
     def _copy():
@@ -173,8 +182,8 @@ def _kernel(
         producer = Producer(spec, worker, worker_ref, tile_ref, unit_ref)
         roles = (
             lambda: producer.queries(q_ref, q_smem, q_full, q_free),
-            lambda: producer.pages(k_ref, keys),
-            lambda: producer.pages(v_ref, values),
+            lambda: producer.pages(k_ref, keys, partials, 0),
+            lambda: producer.pages(v_ref, values, partials, 1),
             lambda: producer.masks(mask_ref, masks),
         )
 
@@ -189,12 +198,24 @@ def _kernel(
     @pl.when(warpgroup < spec.halves)
     def _compute():
         plgpu.set_max_registers(COMPUTING_REGISTERS[spec.halves], action="increase")
-        consumer = Consumer(spec, warpgroup, keys, values, masks)
-        live = live_ref[0]
+        consumer = Consumer(
+            spec, worker, warpgroup, keys, values, masks, merge_lse_smem
+        )
+        share = work.Share.read(worker_ref, worker)
+        output = Output(
+            spec,
+            worker,
+            warpgroup,
+            share,
+            out_ref,
+            lse_ref,
+            partials,
+            staging,
+            lse_smem,
+            interpreted,
+        )
 
         def piece(piece: work.Piece, counts):
-            # Read here, so that the end of the piece does not wait for it.
-            alone = pieces_ref[pair(piece), 1] == 1
             plgpu.barrier_wait(q_full)
             queries = _load_queries(spec, q_smem.at[warpgroup], interpreted)
             plgpu.commit_smem()
@@ -207,44 +228,16 @@ def _kernel(
                     position_ref.at[piece.index, warpgroup], layout=ROW, optimized=False
                 )
             state, counts = consumer.attend(piece, queries, positions, counts)
+            if spec.fused:
+                state, counts = lax.cond(
+                    piece.left == 0,
+                    lambda: consumer.merge(share, state, counts),
+                    lambda: (state, counts),
+                )
             first = consumer.first_query(piece.index)
-            out, lse = normalise(state, (live - first) * spec.group)
-            send(piece, first, out.astype(q_ref.dtype), lse, alone)
+            out, lse = normalise(state, (share.live - first) * spec.group)
+            output.send(piece, first, out.astype(q_ref.dtype), lse)
             return counts
-
-        def send(piece: work.Piece, first, out, lse, alone):
-            """Writes a finished tile to its place and a partial one to its slot."""
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            lse_smem.at[warpgroup][...] = lse
-            for half in range(spec.halves):
-                here = warpgroup == half
-                final, partial = staging[half]
-
-                @pl.when(here & alone)
-                def _(half=half, final=final):
-                    _store_out(spec, final, out, interpreted)
-                    plgpu.commit_smem()
-                    queries = pl.ds(first, spec.half_queries)
-                    plgpu.copy_smem_to_gmem(
-                        final.at[pl.ds(0, spec.half_queries)],
-                        out_ref.at[queries, piece.head],
-                    )
-                    plgpu.copy_smem_to_gmem(
-                        lse_smem.at[half], lse_ref.at[piece.head, piece.index, half]
-                    )
-
-                @pl.when(here & jnp.logical_not(alone) & (first < live))
-                def _(half=half, partial=partial):
-                    partial[...] = out
-                    plgpu.commit_smem()
-                    slot = worker + pair(piece)
-                    plgpu.copy_smem_to_gmem(
-                        partial.at[pl.ds(0, spec.partial_rows)],
-                        partial_out_ref.at[slot, half],
-                    )
-                    plgpu.copy_smem_to_gmem(
-                        lse_smem.at[half], partial_lse_ref.at[slot, half]
-                    )
 
         def park(queries):
             """Moves the queries where wgmma reads them from shared memory."""
@@ -253,9 +246,6 @@ def _kernel(
             tile[...] = queries
             plgpu.commit_smem()
             return tile
-
-        def pair(piece: work.Piece):
-            return piece.head * spec.num_tiles + piece.index
 
         work.for_each_piece(spec, worker_ref, tile_ref, worker, piece, (I32(0), I32(0)))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -268,13 +258,3 @@ def _load_queries(spec: KernelSpec, ref, interpreted):
         return ref[...].reshape(rows, spec.head_dim)[:TILE_ROWS]
     ref = ref.reshape(rows, spec.head_dim).at[pl.ds(0, TILE_ROWS)]
     return plgpu.load(ref, layout=TILE, optimized=False)
-
-
-def _store_out(spec: KernelSpec, ref, out, interpreted):
-    """[64, D] registers to [room, G, D] shared memory."""
-    rows = spec.room_queries * spec.group
-    if interpreted:
-        pad = jnp.zeros((rows - TILE_ROWS, spec.head_dim), out.dtype)
-        ref[...] = jnp.concatenate([out, pad]).reshape(ref.shape)
-    else:
-        store_rows(ref.reshape(rows, spec.head_dim).at[pl.ds(0, TILE_ROWS)], out)

@@ -1,6 +1,7 @@
 """The computing warpgroups of the Hopper kernel: online softmax over blocks of KV."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,10 +26,12 @@ class Consumer:
     """One warpgroup with one half of each tile's rows."""
 
     spec: KernelSpec
+    worker: Any
     half: Any
     keys: Ring
     values: Ring
     masks: Ring
+    partial_lse: Any
 
     def attend(self, piece: work.Piece, queries, positions, counts):
         """Online softmax over the blocks of a piece.
@@ -66,11 +69,60 @@ class Consumer:
             return count + 1, mask_count + 1, *state
 
         count, mask_count = counts
-        carry = count, *_empty(spec.head_dim)
-        count, *state = lax.fori_loop(piece.begin, piece.split, whole, carry)
+        carry = count, *empty_state(spec.head_dim)
+        masked_first = work.masked_first(spec.num_pairs, spec.num_workers, self.worker)
+        first, middle, last = piece.ranges(masked_first)
+        count, *state = lax.fori_loop(*first, whole, carry)
         carry = count, mask_count, *state
-        carry = lax.fori_loop(piece.split, piece.last, masked, carry)
-        return State(*carry[2:]), carry[:2]
+        count, mask_count, *state = lax.fori_loop(*middle, masked, carry)
+        count, *state = lax.fori_loop(*last, whole, (count, *state))
+        return State(*state), (count, mask_count)
+
+    def merge(self, share: work.Share, state: State, counts):
+        """Adds the partial results of the later workers to a share's last tile.
+
+        They come through the rings of keys and of values in turn, in the order of the
+        workers.
+        """
+        first, mask_count = counts
+        rings = self.keys, self.values
+        halves = share.merge_halves
+        stop = share.merges * halves
+
+        def step(i, carry):
+            count, *state = carry
+            slot = self.keys.slot(count)
+            for turn, ring in enumerate(rings):
+                i_turn = i * len(rings) + turn
+                mine = lax.rem(i_turn, halves) == self.half
+                lse = self.partial_lse.at[turn, slot]
+                state = lax.cond(
+                    i_turn < stop,
+                    functools.partial(self._add, ring, slot, lse, mine),
+                    lambda *state: state,
+                    *state,
+                )
+            return count + 1, *state
+
+        steps = lax.div(stop + (len(rings) - 1), I32(len(rings)))
+        count, *merged = lax.fori_loop(0, steps, step, (first, *state))
+        return State(*merged), (count, mask_count)
+
+    def _add(self, ring: Ring, slot, lse_ref, mine, *state):
+        def add(*state):
+            ring.wait_full(slot)
+            part = ring.buffer.at[slot, pl.ds(0, TILE_ROWS)]
+            out = plgpu.load(part, layout=TILE)
+            lse = plgpu.load(lse_ref, layout=ROW, optimized=False)
+            plgpu.commit_smem()
+            ring.release(slot)
+            return tuple(add_partial(State(*state), out, lse))
+
+        def skip(*state):
+            ring.skip(slot)
+            return state
+
+        return lax.cond(mine, add, skip, *state)
 
     def first_query(self, tile):
         """Rank of the first query of this half of a tile."""
@@ -148,13 +200,25 @@ class _Rows(NamedTuple):
     positions: Any
 
 
+def add_partial(state: State, out, lse) -> State:
+    """Adds a normalised partial result [64, D] with log-sum-exps [64] to a state."""
+    peak = jnp.maximum(state.peak, lse)
+    fade, weight = jnp.exp2(state.peak - peak), jnp.exp2(lse - peak)
+    part = finite_share(out.astype(jnp.float32), weight)
+    out = state.out * across_rows(fade, out.shape) + part
+    return State(out, peak, state.total * fade + weight)
+
+
 def normalise(state: State, rows_left):
-    """Output [64, D] float32 and natural log-sum-exp [64]; see `finite_share`."""
+    """Output [64, D] float32 and log-sum-exp [64] in units of log 2.
+
+    See `finite_share`.
+    """
     row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS,), 0, layout=ROW)
     blind = (state.total == 0.0) | (row >= rows_left)
     total = jnp.where(blind, 1.0, state.total)
     share = jnp.where(blind, 0.0, 1.0 / total)
-    lse = jnp.where(blind, -jnp.inf, (state.peak + jnp.log2(total)) / LOG2E)
+    lse = jnp.where(blind, -jnp.inf, state.peak + jnp.log2(total))
     return finite_share(state.out, share), lse
 
 
@@ -177,7 +241,8 @@ def across_columns(x, shape):
     return plgpu.layout_cast(lax.broadcast_in_dim(x, shape, [1]), TILE)
 
 
-def _empty(head_dim) -> State:
+def empty_state(head_dim) -> State:
+    """Of rows that have seen nothing yet."""
     return State(
         plgpu.layout_cast(jnp.zeros((TILE_ROWS, head_dim), jnp.float32), TILE),
         plgpu.layout_cast(jnp.full((TILE_ROWS,), LEAST_PEAK, jnp.float32), ROW),

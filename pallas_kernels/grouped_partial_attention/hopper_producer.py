@@ -10,9 +10,28 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.pallas_kernels.grouped_partial_attention.ring import Ring
-from deft_jax.pallas_kernels.kernel_spec import KernelSpec
+from deft_jax.pallas_kernels.kernel_spec import TURNS, KernelSpec
+from deft_jax.pallas_kernels.mosaic_inline import WARP_LANES, await_flags
 
 I32 = jnp.int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Partials:
+    """Partial results of other workers.
+
+    Attributes:
+        out: [slots * halves * rows + 64, D].
+        lse: [slots * halves, 64].
+        flags: [W, halves], what is there; None in the interpreter, which runs the
+            later workers first.
+        lse_smem: [2, stages, 64] shared memory, beside the rings that take `out`.
+    """
+
+    out: Any
+    lse: Any
+    flags: Any
+    lse_smem: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +68,32 @@ class Producer:
         def _():
             plgpu.barrier_wait(free)
 
-    def pages(self, pages_ref, ring: Ring) -> None:
-        """Brings the keys or the values of each block."""
+    def pages(self, pages_ref, ring: Ring, partials: Partials, turn: int) -> None:
+        """Brings the keys or the values of each block, then partial results.
+
+        These are what later workers computed of the last tile, one half after the
+        other; `turn` says which of two warps brings the first.
+        """
+        count = self._pages(pages_ref, ring)
+        if self.spec.fused:
+            count = self._partials(partials, ring, turn, count)
+        ring.drain(count)
+
+    def _pages(self, pages_ref, ring: Ring):
+        """Copies all blocks; returns how many they are."""
         spec = self.spec
         per_page, size = I32(spec.units_per_page), spec.config.unit_tokens
+        rows, first = spec.copy_tokens, self._first_piece()
+        known = first.begin < first.last
 
-        def fetch(head, at, end, count):
-            units = self._units(at, end)
+        def fetch(head, units, count):
             slot = ring.wait_free(count)
-            for i, unit in enumerate(units):
+            for i in range(spec.copies_per_block):
+                unit = units[i * rows // size]
                 page, part = lax.div(unit, per_page), lax.rem(unit, per_page)
                 plgpu.copy_gmem_to_smem(
-                    pages_ref.at[page, head, part],
-                    ring.buffer.at[slot, pl.ds(i * size, size)],
+                    pages_ref.at[page, head, part, pl.ds(i * rows % size, rows)],
+                    ring.buffer.at[slot, pl.ds(i * rows, rows)],
                     ring.full.at[slot],
                 )
             return count + 1
@@ -70,16 +102,61 @@ class Producer:
             head = lax.div(piece.head, I32(spec.head_chunks))
 
             def whole(block, count):
-                at = work.whole_units(spec, piece.tile, block)
-                return fetch(head, at, at + spec.units_per_block, count)
+                at = work.whole_units(spec.units_per_block, piece.tile, block)
+                units = self._units(at, at + spec.units_per_block, known & (count == 0))
+                return fetch(head, units, count)
 
             def masked(block, count):
-                return fetch(head, *work.masked_units(spec, piece.tile, block), count)
+                at, end = work.masked_units(spec.units_per_block, piece.tile, block)
+                return fetch(head, self._units(at, end, known & (count == 0)), count)
 
-            count = lax.fori_loop(piece.begin, piece.split, whole, count)
-            return lax.fori_loop(piece.split, piece.last, masked, count)
+            for step, blocks in zip(
+                (whole, masked, whole), piece.ranges(self._masked_first()), strict=True
+            ):
+                count = lax.fori_loop(*blocks, step, count)
+            return count
 
-        ring.drain(self._for_each_piece(piece))
+        return self._for_each_piece(piece)
+
+    def _partials(self, partials: Partials, ring: Ring, turn: int, count):
+        """Copies every second partial result that the consumers merge.
+
+        The barrier of a stage counts the copies of a block of pages: one of them brings
+        the log-sum-exps, the others the rows.
+        """
+        share = work.Share.read(self.worker_ref, self.worker)
+        chunks = _row_chunks(self.spec)
+        halves, later = share.merge_halves, self.worker + 1
+        stop = share.merges * halves
+
+        def wait(i, _):
+            begin = turn + i * (TURNS * WARP_LANES)
+            await_flags(partials.flags, later, begin, TURNS, stop, halves)
+
+        if partials.flags is not None:
+            at_once = I32(TURNS * WARP_LANES)
+            lax.fori_loop(0, lax.div(stop + (at_once - 1), at_once), wait, None)
+
+        def fetch(i, count):
+            i = i * TURNS + turn
+            at = (later + lax.div(i, halves)) * self.spec.halves + lax.rem(i, halves)
+            slot = ring.wait_free(count)
+            plgpu.copy_gmem_to_smem(
+                partials.lse.at[at],
+                partials.lse_smem.at[turn, slot],
+                ring.full.at[slot],
+            )
+            for there, here, size in chunks:
+                row = at * self.spec.partial_rows + there
+                plgpu.copy_gmem_to_smem(
+                    partials.out.at[pl.ds(row, size)],
+                    ring.buffer.at[slot, pl.ds(here, size)],
+                    ring.full.at[slot],
+                )
+            return count + 1
+
+        turns = lax.div(stop + (TURNS - 1 - turn), I32(TURNS))
+        return lax.fori_loop(0, turns, fetch, count)
 
     def masks(self, mask_ref, ring: Ring) -> None:
         """Brings who sees what of the blocks under a mask.
@@ -89,10 +166,14 @@ class Producer:
         """
         spec = self.spec
         nobody = mask_ref.shape[0] - 1
+        first = self._first_piece()
+        known = (first.begin < first.last) & (
+            first.first_block(self._masked_first()) >= first.split
+        )
 
         def masked(tile, block, count):
-            at, end = work.masked_units(spec, tile, block)
-            units = self._units(at, end)
+            at, end = work.masked_units(spec.units_per_block, tile, block)
+            units = self._units(at, end, known & (count == 0))
             slot = ring.wait_free(count)
             for i, unit in enumerate(units):
                 row = jnp.where(at + i < end, unit, nobody)
@@ -113,6 +194,38 @@ class Producer:
         refs = self.worker_ref, self.tile_ref
         return work.for_each_piece(self.spec, *refs, self.worker, body, I32(0))
 
-    def _units(self, at, end):
+    def _masked_first(self):
+        spec = self.spec
+        return work.masked_first(spec.num_pairs, spec.num_workers, self.worker)
+
+    def _first_piece(self) -> work.Piece:
+        share = work.Share.read(self.worker_ref, self.worker)
+        tile = work.Tile.read(self.worker_ref, self.worker, work.SHARE_FIELDS)
+        return work.first_piece(share, tile)
+
+    def _units(self, at, end, in_row):
+        """Units of a block; those of the share's first one are in the worker's row.
+
+        Reading the list of units would cost the first copies a round trip to memory.
+        """
         each = range(self.spec.units_per_block)
-        return [self.unit_ref[jnp.minimum(at + i, end - 1)] for i in each]
+        return lax.cond(
+            in_row,
+            lambda: [self.worker_ref[self.worker, work.FIRST_UNITS + i] for i in each],
+            lambda: [self.unit_ref[jnp.minimum(at + i, end - 1)] for i in each],
+        )
+
+
+def _row_chunks(spec: KernelSpec) -> list[tuple[int, int, int]]:
+    """The copies of a partial result's rows: first row there, here, and how many.
+
+    They share the rows in groups of 8. Those for which none is left repeat the last
+    rows, to where nobody looks.
+    """
+    copies, groups = spec.copies_per_block - 1, spec.partial_rows // 8
+    chunks, row = [], 0
+    for i in range(copies):
+        size = 8 * max(groups // copies + (i < groups % copies), 1)
+        chunks.append((min(row, spec.partial_rows - 8), row, size))
+        row += size
+    return chunks

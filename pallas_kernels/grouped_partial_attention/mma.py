@@ -80,7 +80,7 @@ def grouped_partial_attention(
         live: [1] int32, live queries; rows past them are zeros.
         unit: [T * M * P // U] int32, as in a `Schedule` of undivided tiles.
         tile: [T, 8] int32.
-        worker: [W, 16] int32.
+        worker: [W, 16 + units of a block] int32.
         pieces: [K * T, 2] int32.
         bulk: copy with the engine for bulk copies: needs compute capability 9.0, which
             has no other way; must be False before.

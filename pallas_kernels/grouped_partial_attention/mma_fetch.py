@@ -61,10 +61,8 @@ class Fetch:
 
     def start(self) -> Cursor:
         """Copies all but one of the stages' blocks; returns what comes next."""
-        head, index, position, left = (
-            self.worker_ref[self.worker, i] for i in range(4)
-        )
-        tile = self._read_tile(self.worker_ref, self.worker, work.SHARE_FIELDS)
+        head, index, position, left, *_ = work.Share.read(self.worker_ref, self.worker)
+        tile = work.Tile.read(self.worker_ref, self.worker, work.SHARE_FIELDS)
         cursor = self._settle(Cursor(head, index, tile, position, left, I32(0)))
         for _ in range(self.spec.config.stages - 1):
             cursor = self.next(cursor)
@@ -157,13 +155,9 @@ class Fetch:
             return cursor._replace(
                 head=jnp.where(wraps, cursor.head + 1, cursor.head),
                 index=index,
-                tile=self._read_tile(self.tile_ref, index, 0),
+                tile=work.Tile.read(self.tile_ref, index),
                 position=I32(0),
                 left=jnp.where(empty, cursor.left - 1, cursor.left),
             )
 
         return lax.while_loop(between, next_tile, cursor)
-
-    def _read_tile(self, ref, row, begin) -> work.Tile:
-        fields = range(len(work.Tile._fields))
-        return work.Tile(*(ref[row, begin + i] for i in fields))

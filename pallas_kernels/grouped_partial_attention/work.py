@@ -14,6 +14,27 @@ from deft_jax.pallas_kernels.kernel_spec import KernelSpec
 
 I32 = jnp.int32
 SHARE_FIELDS = 8
+TILE_FIELDS = 8
+FIRST_UNITS = SHARE_FIELDS + TILE_FIELDS
+"""Where a worker's row has the units of its first block."""
+
+
+class Share(NamedTuple):
+    """The fields of a worker's row before those of its first tile."""
+
+    head: I32
+    tile: I32
+    begin: I32
+    blocks: I32
+    touched: I32
+    merges: I32
+    live: I32
+    merge_halves: I32
+
+    @classmethod
+    def read(cls, worker_ref, worker) -> "Share":
+        """A worker's."""
+        return cls(*(worker_ref[worker, i] for i in range(SHARE_FIELDS)))
 
 
 class Tile(NamedTuple):
@@ -28,6 +49,11 @@ class Tile(NamedTuple):
     first: I32
     second: I32
 
+    @classmethod
+    def read(cls, ref, row, begin: int = 0) -> "Tile":
+        """From the fields of a row from `begin` on."""
+        return cls(*(ref[row, begin + i] for i in range(TILE_FIELDS)))
+
     @property
     def blocks(self):
         """Blocks of the tile."""
@@ -35,18 +61,45 @@ class Tile(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Positions `begin:stop` of a tile, which fall into one worker's share."""
+    """Positions `begin:stop` of a tile, which fall into one worker's share.
+
+    `left` positions of the share follow.
+    """
 
     head: I32
     index: I32
     tile: Tile
     begin: I32
     stop: I32
+    left: I32
 
     @property
     def split(self):
         """Where the blocks that need no mask end."""
         return jnp.clip(self.tile.whole, self.begin, self.stop)
+
+    def ranges(self, masked_first):
+        """Blocks to walk: without a mask, under one, and without a mask again.
+
+        Args:
+            masked_first: what the function of that name says of the worker.
+        """
+        if masked_first is None:
+            return (self.begin, self.split), (self.split, self.last), (0, 0)
+        pause = jnp.where(masked_first, self.begin, self.split)
+        return (self.begin, pause), (self.split, self.last), (pause, self.split)
+
+    def first_block(self, masked_first):
+        """Position of the block that is walked first, if there is any."""
+        if masked_first is None:
+            return self.begin
+        has_masked = self.split < self.last
+        return jnp.where(masked_first & has_masked, self.split, self.begin)
+
+    @property
+    def ends_tile(self):
+        """Whether no later worker has a piece of the tile."""
+        return self.stop >= jnp.maximum(self.tile.blocks, 1)
 
     @property
     def last(self):
@@ -58,29 +111,60 @@ def for_each_piece(
     spec: KernelSpec, worker_ref, tile_ref, worker, body: Callable, carry
 ):
     """Runs `carry = body(piece, carry)` for each piece of a share, in order."""
-    head, index, begin, left, count = (worker_ref[worker, i] for i in range(5))
-    fields = range(len(Tile._fields))
-    tile = Tile(*(worker_ref[worker, SHARE_FIELDS + i] for i in fields))
+    head, index, begin, left, count, *_ = Share.read(worker_ref, worker)
+    tile = Tile.read(worker_ref, worker, SHARE_FIELDS)
 
     def step(_, state):
         head, index, begin, left, tile, carry = state
         stop = jnp.minimum(begin + left, jnp.maximum(tile.blocks, 1))
-        carry = body(Piece(head, index, tile, begin, stop), carry)
+        left -= stop - begin
+        carry = body(Piece(head, index, tile, begin, stop, left), carry)
         wraps = index + 1 == spec.num_tiles
         index = jnp.where(wraps, 0, index + 1)
         head = jnp.where(wraps, head + 1, head)
-        tile = Tile(*(tile_ref[index, i] for i in fields))
-        return head, index, I32(0), left - (stop - begin), tile, carry
+        tile = Tile.read(tile_ref, index)
+        return head, index, I32(0), left, tile, carry
 
     return lax.fori_loop(0, count, step, (head, index, begin, left, tile, carry))[-1]
 
 
-def whole_units(spec: KernelSpec, tile: Tile, block):
+def masked_first(num_pairs: int, num_workers: int, worker):
+    """Whether a worker begins each tile with the blocks under a mask; None if none do.
+
+    Where workers have several tiles each, every second one does. These blocks are
+    leaves as a rule, which come from memory. So some workers wait for the memory while
+    others, at a shared prefix that the L2 cache holds, wait for the matrix units.
+    """
+    return lax.rem(worker, I32(2)) == 1 if num_pairs > num_workers else None
+
+
+def first_piece(share: Share, tile: Tile) -> Piece:
+    """The piece that a share begins with."""
+    stop = jnp.minimum(share.begin + share.blocks, jnp.maximum(tile.blocks, 1))
+    left = share.blocks - (stop - share.begin)
+    return Piece(share.head, share.tile, tile, share.begin, stop, left)
+
+
+def block_units(per_block: int, tile: Tile, block):
+    """Index of a block's first unit, and one past the last that it may read.
+
+    Args:
+        per_block: units of a block.
+        tile: that the block belongs to.
+        block: its position.
+    """
+    whole = whole_units(per_block, tile, block)
+    begin, end = masked_units(per_block, tile, block)
+    masked = block >= tile.whole
+    return jnp.where(masked, begin, whole), jnp.where(masked, end, whole + per_block)
+
+
+def whole_units(per_block: int, tile: Tile, block):
     """Index of the first unit of a block that needs no mask."""
-    return tile.masked + (block - tile.whole) * spec.units_per_block
+    return tile.masked + (block - tile.whole) * per_block
 
 
-def masked_units(spec: KernelSpec, tile: Tile, block):
+def masked_units(per_block: int, tile: Tile, block):
     """First unit of a block under a mask, and the end of the units of its class."""
     block = block - tile.whole
     in_both = block < tile.both
@@ -89,7 +173,7 @@ def masked_units(spec: KernelSpec, tile: Tile, block):
     end = jnp.where(half == 0, tile.first_end, tile.second_end)
     begin = jnp.where(in_both, tile.masked, begin)
     end = jnp.where(in_both, tile.both_end, end)
-    return begin + jnp.where(in_both, block, nth) * spec.units_per_block, end
+    return begin + jnp.where(in_both, block, nth) * per_block, end
 
 
 def owner(tile: Tile, block):

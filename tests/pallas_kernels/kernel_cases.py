@@ -11,7 +11,12 @@ import jax.numpy as jnp
 
 from deft_jax.grouping import Grouping, group_arrays
 from deft_jax.tree_attention_mma import tree_attention_mma
-from deft_jax.tree_attention_mosaic import DTYPES, HEAD_DIMS, tree_attention_mosaic
+from deft_jax.tree_attention_mosaic import (
+    DTYPES,
+    HEAD_DIMS,
+    make_spec,
+    tree_attention_mosaic,
+)
 from deft_jax.tree_attention_xla import Logits
 from tests.attention_checks import Case
 from tests.forest_plans import Limits
@@ -121,7 +126,10 @@ PORTABLE_COMPILED = ("llama3_8b-64", "phi2-512", "gemma_2b-window_and_soft_cap")
 """Of `COMPILED`, those that the portable kernels are compiled for."""
 
 
-def arguments(case: Case) -> tuple[jax.ShapeDtypeStruct | Grouping, ...]:
+Shape = jax.ShapeDtypeStruct
+
+
+def arguments(case: Case) -> tuple[Shape, Shape, Shape, Grouping]:
     """q, k_pages, v_pages and grouping of a case, as shapes."""
     heads, limits = case.heads, case.limits
     dtype = jnp.dtype(case.dtype)
@@ -136,6 +144,15 @@ def arguments(case: Case) -> tuple[jax.ShapeDtypeStruct | Grouping, ...]:
 
 def _int32(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def num_calls(case: Case, kernel: Kernel) -> int:
+    """Kernels of one call: the attention, and the reduction unless it merges itself."""
+    if kernel.attention is not tree_attention_mosaic:
+        return 2
+    q, k_pages, *_ = arguments(case)
+    logits = Logits(scale=1.0, window=case.window, soft_cap=case.soft_cap)
+    return 1 if make_spec(q, k_pages, logits).fused else 2
 
 
 def attention(case: Case, kernel: Kernel) -> Callable:

@@ -45,8 +45,15 @@ CASES = {
         2,
     ),
     "many_pieces": (kernel_case(Heads(8, 1, 64)), TREE, 8),
+    "three_pieces_merged_at_once": (kernel_case(Heads(8, 1, 64)), TREE, 3),
     "two_trees": (kernel_case(Heads(8, 1, 64)), TWO_TREES, 2),
     "wide_heads": (kernel_case(Heads(4, 1, 256), LONG_PAGES), CHUNKS, 2),
+    "several_tiles_each": (kernel_case(Heads(32, 2, 64)), TREE, 3),
+    "begins_with_an_empty_tile": (
+        kernel_case(Heads(32, 2, 64)),
+        {"nodes": 4, "reach": 4, "tokens": (70, 5, 9)},
+        3,
+    ),
     "no_live_query": (kernel_case(Heads(8, 1, 64)), {"nodes": 5, "queries": 0}, 2),
 }
 
