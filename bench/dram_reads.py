@@ -1,0 +1,121 @@
+"""Bytes that attention reads from memory, as the GPU counts them.
+
+    python -m bench.dram_reads --out FILE [--cases 20,21,31]
+
+Needs Nsight Compute (`ncu`), which empties the caches before each kernel. Each case of
+`bench.attention_cases` runs once in a process of its own; the trees, data and kernels
+are those of `bench.attention`. Where the ratio is 1, all of the KV was read once.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from bench.attention_cases import Case, select_cases
+from bench.attention_programs import DTYPE, make_steps, random_data
+from bench.level_tree import level_tree
+from deft_jax.grouping import group
+
+METRIC = "dram__bytes_read.sum"
+PAGE_SIZE = 16
+KERNELS = "regex:mosaic"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Counts the cases and writes them after each one."""
+    parser = argparse.ArgumentParser(description="DRAM reads of tree attention")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--cases", default="20,21,31", help="numbers, as in 0,3,5")
+    parser.add_argument("--attend", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    try:
+        cases = select_cases(given.cases)
+    except ValueError as error:
+        parser.error(str(error))
+    if given.attend:
+        attend(cases[0])
+        return 0
+    if given.out is None:
+        parser.error("--out is required")
+    rows = []
+    for number, case in zip(given.cases.split(","), cases, strict=True):
+        row = facts(case, counted(number))
+        rows.append(row)
+        report = {"date": datetime.date.today().isoformat(), "cases": rows}
+        given.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(json.dumps(row), flush=True)
+    return 0
+
+
+def attend(case: Case) -> None:
+    """Runs the attention of one case once."""
+    tree, slots = level_tree(
+        case.nodes, case.tokens_per_node, PAGE_SIZE, drafts=case.drafts
+    )
+    q, k, v = jax.jit(lambda key: random_data(key, case, tree))(jax.random.key(0))
+    steps = make_steps("mosaic_gpu", q, k)
+    prepare = jax.jit(lambda tree, slots: steps.prepare(group(tree, slots)))
+    jax.block_until_ready(jax.jit(steps.attend)(q, k, v, prepare(tree, slots)))
+
+
+def counted(number: str) -> dict[str, int]:
+    """Bytes read by kernel of one case, run under `ncu`.
+
+    Raises:
+        RuntimeError: `ncu` counted nothing; its output is in the message.
+    """
+    own = [sys.executable, "-m", "bench.dram_reads", "--attend", "--cases", number]
+    command = [
+        *("ncu", "--csv", "--print-units", "base", "--clock-control", "none"),
+        *("--metrics", METRIC, "--kernel-name", KERNELS),
+        *own,
+    ]
+    run = subprocess.run(command, capture_output=True, text=True)
+    kernels = parse(run.stdout)
+    if not kernels:
+        raise RuntimeError(f"ncu counted no kernel: {run.stdout}{run.stderr}")
+    return kernels
+
+
+def parse(output: str) -> dict[str, int]:
+    """Bytes by kernel from what `ncu --csv` prints, among other lines.
+
+    "ID","Kernel Name","Metric Name","Metric Value"
+    "0","mosaic","dram__bytes_read.sum","1,234"      ->  {"0 mosaic": 1234}
+    """
+    lines = output.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if start is None:
+        return {}
+    return {
+        f"{row['ID']} {row['Kernel Name']}": int(row["Metric Value"].replace(",", ""))
+        for row in csv.DictReader(lines[start:])
+        if row["Metric Name"] == METRIC
+    }
+
+
+def facts(case: Case, kernels: dict[str, int]) -> dict:
+    """One row of the report."""
+    kv_bytes, read = case.kv_bytes(DTYPE.itemsize), sum(kernels.values())
+    return {
+        "name": case.name,
+        "nodes": case.nodes,
+        "tokens_per_node": case.tokens_per_node,
+        "num_q_heads": case.num_q_heads,
+        "num_kv_heads": case.num_kv_heads,
+        "kv_bytes": kv_bytes,
+        "dram_read_bytes": read,
+        "ratio": round(read / kv_bytes, 4),
+        "kernels": kernels,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
