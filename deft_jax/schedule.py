@@ -196,14 +196,19 @@ def query_positions(grouping: Grouping, tiling: Tiling) -> jax.Array:
 def _list_units(classes):
     """Units by tile and class, and [T, 4] int32 where the classes end within a tile."""
     num_tiles, num_units = classes.shape
+    unit = jnp.arange(num_units, dtype=jnp.int32)
     if classes.size * num_units <= MAX_COMPARED:
         place, ends = _places_by_comparing(classes)
-    else:
-        place, ends = _places_by_counting(classes)
+        here = place[:, None] == unit[None, :, None]
+        return jnp.sum(
+            jnp.where(here, unit[None, None], 0), axis=2, dtype=jnp.int32
+        ).ravel(), ends
+    place, ends = _places_by_counting(classes)
     tile = jnp.arange(num_tiles, dtype=jnp.int32)[:, None]
-    unit = jnp.broadcast_to(jnp.arange(num_units, dtype=jnp.int32), classes.shape)
-    # Every place is taken, since units that a tile does not see follow the others.
-    listed = lax.empty(classes.shape, jnp.int32)
+    # Every place is taken, since units that a tile does not see follow the others. But
+    # an empty array would be a new one for every layer, and so would this list.
+    listed = jnp.zeros(classes.shape, jnp.int32)
+    unit = jnp.broadcast_to(unit, classes.shape)
     listed = listed.at[tile, place].set(unit, mode="drop", unique_indices=True)
     return listed.ravel(), ends
 
@@ -211,7 +216,7 @@ def _list_units(classes):
 def _places_by_comparing(classes):
     """[T, E] int32 place of each unit within its tile, and [T, 4] ends of the classes.
 
-    Quadratic, but two kernels of a GPU.
+    Quadratic, but few kernels of a GPU.
     """
     num_units = classes.shape[1]
     own = jnp.arange(num_units + NUM_CLASSES, dtype=jnp.int32)[None]

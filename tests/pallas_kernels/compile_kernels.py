@@ -49,8 +49,11 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """An H100, but for the compute capability."""
 
 
-def compile_for(capability: tuple[int, int], function, *args) -> None:
-    """Compiles a function of arrays of the shapes and dtypes of `args`."""
+def compile_for(capability: tuple[int, int], function, *args) -> str:
+    """The optimised program of a function of arrays of the shapes and dtypes of `args`.
+
+    It is compiled to machine code too.
+    """
     major, minor = map(str, capability)
     # Without a device Mosaic GPU takes its target for Hopper.
     for module in (utils, core):
@@ -67,7 +70,7 @@ def compile_for(capability: tuple[int, int], function, *args) -> None:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     traced = jax.jit(function).trace(*jax.tree.map(place, args))
-    traced.lower(lowering_platforms=("cuda",)).compile()
+    return traced.lower(lowering_platforms=("cuda",)).compile().as_text()
 
 
 if __name__ == "__main__":
