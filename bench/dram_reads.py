@@ -18,8 +18,9 @@ from pathlib import Path
 
 import jax
 
+from bench.attention import facts
 from bench.attention_cases import Case, select_cases
-from bench.attention_programs import DTYPE, make_steps, random_data
+from bench.attention_programs import make_steps, random_data
 from bench.level_tree import level_tree
 from deft_jax.grouping import group
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--out is required")
     rows = []
     for number, case in zip(given.cases.split(","), cases, strict=True):
-        row = facts(case, counted(number))
+        row = compared(case, counted(number))
         rows.append(row)
         report = {"date": datetime.date.today().isoformat(), "cases": rows}
         given.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -101,20 +102,11 @@ def parse(output: str) -> dict[str, int]:
     }
 
 
-def facts(case: Case, kernels: dict[str, int]) -> dict:
+def compared(case: Case, kernels: dict[str, int]) -> dict:
     """One row of the report."""
-    kv_bytes, read = case.kv_bytes(DTYPE.itemsize), sum(kernels.values())
-    return {
-        "name": case.name,
-        "nodes": case.nodes,
-        "tokens_per_node": case.tokens_per_node,
-        "num_q_heads": case.num_q_heads,
-        "num_kv_heads": case.num_kv_heads,
-        "kv_bytes": kv_bytes,
-        "dram_read_bytes": read,
-        "ratio": round(read / kv_bytes, 4),
-        "kernels": kernels,
-    }
+    read, known = sum(kernels.values()), facts(case)
+    ratio = round(read / known["kv_bytes"], 4)
+    return known | {"dram_read_bytes": read, "ratio": ratio, "kernels": kernels}
 
 
 if __name__ == "__main__":
