@@ -70,7 +70,9 @@ def compile_for(capability: tuple[int, int], function, *args) -> str:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     traced = jax.jit(function).trace(*jax.tree.map(place, args))
-    return traced.lower(lowering_platforms=("cuda",)).compile().as_text()
+    program = traced.lower(lowering_platforms=("cuda",)).compile().as_text()
+    assert program is not None
+    return program
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ CASES = {
     ),
     "many_pieces": (kernel_case(Heads(8, 1, 64)), TREE, 8),
     "three_pieces_merged_at_once": (kernel_case(Heads(8, 1, 64)), TREE, 3),
+    "capacity_far_above_live": (
+        kernel_case(Heads(64, 2, 64)),
+        {"nodes": 2, "reach": 2, "tokens": (200, 30)},
+        8,
+    ),
     "two_trees": (kernel_case(Heads(8, 1, 64)), TWO_TREES, 2),
     "wide_heads": (kernel_case(Heads(4, 1, 256), LONG_PAGES), CHUNKS, 2),
     "several_tiles_each": (kernel_case(Heads(32, 2, 64)), TREE, 3),
