@@ -20,9 +20,7 @@ import jax
 
 from bench.attention import facts
 from bench.attention_cases import Case, select_cases
-from bench.attention_programs import make_steps, random_data
-from bench.level_tree import level_tree
-from deft_jax.grouping import group
+from bench.attention_programs import build
 
 METRIC = "dram__bytes_read.sum"
 PAGE_SIZE = 16
@@ -57,13 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def attend(case: Case) -> None:
     """Runs the attention of one case once."""
-    tree, slots = level_tree(
-        case.nodes, case.tokens_per_node, PAGE_SIZE, drafts=case.drafts
-    )
-    q, k, v = jax.jit(lambda key: random_data(key, case, tree))(jax.random.key(0))
-    steps = make_steps("mosaic_gpu", q, k)
-    prepare = jax.jit(lambda tree, slots: steps.prepare(group(tree, slots)))
-    jax.block_until_ready(jax.jit(steps.attend)(q, k, v, prepare(tree, slots)))
+    programs = build(case, "mosaic_gpu", PAGE_SIZE, loop=False)
+    data = programs.data(jax.random.key(0))
+    prepared = programs.prepare(programs.tree, programs.slots)
+    jax.block_until_ready(programs.attend(*data, prepared))
 
 
 def counted(number: str) -> dict[str, int]:

@@ -22,7 +22,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from deft_jax.append import Slots
-from deft_jax.tree import Tree, exclusive_cumsum
+from deft_jax.tree import Tree, earlier_equal, exclusive_cumsum
 
 MAX_TILE_QUERIES = 64
 NARROW_SHARE = 8
@@ -236,10 +236,8 @@ def query_ranks(tree: Tree, node: jax.Array) -> tuple[jax.Array, jax.Array]:
     size = tree.num_nodes
     number = tree.first[jnp.minimum(node, size - 1)]
     number = jnp.where(node < size, number, size)
-    rows = jnp.arange(node.shape[0])
-    mine, other = number[:, None], number[None]
-    earlier = (other < mine) | ((other == mine) & (rows[None] < rows[:, None]))
-    return number, jnp.sum(earlier, axis=1, dtype=jnp.int32)
+    below = jnp.sum(number[None] < number[:, None], axis=1, dtype=jnp.int32)
+    return number, below + earlier_equal(number, jnp.ones_like(node, bool))
 
 
 def slot_ranges(tree: Tree, number: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -260,7 +258,7 @@ def _node_ranges(tree: Tree, number):
 
 
 def _count_below(number, bound):
-    """[B] int32: how many of `number` [Q] are below each bound, both at most N."""
+    """[N + 1] int32: how many of `number` [Q] are below each bound, both at most N."""
     if number.size * bound.size <= MAX_COMPARED:
         return jnp.sum(number[None] < bound[:, None], axis=1, dtype=jnp.int32)
     counts = jnp.zeros(bound.size, jnp.int32).at[number].add(1)

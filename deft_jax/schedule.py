@@ -106,9 +106,8 @@ def make_schedule(
     )
     # Zeros that the compiler does not know as such: a constant would be shared by runs
     # that overlap.
-    flags = jnp.broadcast_to(
-        jnp.minimum(worker[:, 3:4], 0), (len(worker), tiling.halves)
-    )
+    blocks = worker[:, work.Share._fields.index("blocks"), None]
+    flags = jnp.broadcast_to(jnp.minimum(blocks, 0), (len(worker), tiling.halves))
     return Schedule(unit=unit, tile=tile, worker=worker, pieces=pieces, flags=flags)
 
 
@@ -200,9 +199,8 @@ def _list_units(classes):
     if classes.size * num_units <= MAX_COMPARED:
         place, ends = _places_by_comparing(classes)
         here = place[:, None] == unit[None, :, None]
-        return jnp.sum(
-            jnp.where(here, unit[None, None], 0), axis=2, dtype=jnp.int32
-        ).ravel(), ends
+        listed = jnp.sum(jnp.where(here, unit[None, None], 0), axis=2, dtype=jnp.int32)
+        return listed.ravel(), ends
     place, ends = _places_by_counting(classes)
     tile = jnp.arange(num_tiles, dtype=jnp.int32)[:, None]
     # Every place is taken, since units that a tile does not see follow the others. But

@@ -9,6 +9,7 @@ import pytest
 
 from deft_jax.implementations import num_multiprocessors
 from deft_jax.kernel_inputs import prepare
+from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.tree_attention import tree_attention
 from deft_jax.tree_attention_mosaic import attend as attend_prepared
 from deft_jax.tree_attention_mosaic import make_spec
@@ -133,7 +134,8 @@ def test_layers_share_a_schedule_and_its_flags():
     spec = make_spec(args.q, args.clean[0], logits, num_workers=num_multiprocessors())
     prepared = jax.jit(lambda grouping: prepare(grouping, spec))(args.grouping)
     schedule = prepared[-1]
-    assert spec.fused and (schedule.worker[:, 5] > 0).any()
+    merges = schedule.worker[:, work.Share._fields.index("merges")]
+    assert spec.fused and (merges > 0).any()
     layer = jax.jit(lambda q: attend_prepared(spec, q, *args.clean, prepared))
     for factor in (1, 2, 3):
         q = args.q * jnp.bfloat16(factor)
