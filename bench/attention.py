@@ -1,6 +1,6 @@
 """Tree attention on one GPU against other libraries and the device's own ceilings.
 
-    python -m bench.attention --out FILE [--cases all|0,3,5] [--quick]
+    python -m deft_jax.bench.attention --out FILE [--cases all|0,3,5] [--quick]
         [--implementation mosaic_gpu] [--page-size 16] [--repeats 10]
 
 bfloat16, one query per leaf, random data, pages in random order. Per tree:
@@ -37,10 +37,10 @@ from pathlib import Path
 
 import jax
 
-from bench.attention_cases import Case, select_cases
-from bench.attention_programs import DTYPE, LOOP_CALLS, Programs, build
-from bench.gpu_ceilings import Ceilings, measure_ceilings
-from bench.gpu_timing import KernelTimer, l2_eviction, record_kernels
+from .attention_cases import Case, select_cases
+from .attention_programs import DTYPE, LOOP_CALLS, Programs, build
+from .gpu_ceilings import Ceilings, measure_ceilings
+from .gpu_timing import KernelTimer, l2_eviction, record_kernels
 
 GRAPH_LAUNCH_US = 4.0
 """Part of every peer's time and of none of ours."""
@@ -182,6 +182,7 @@ def measure(
     data = programs.data(jax.random.key(0))
     prepared = programs.prepare(tree, slots)
     out, _ = programs.attend(*data, prepared)
+    assert programs.error is not None
     rel_err = float(programs.error(tree, slots, *data, out))
 
     def kernels(call, cold):

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bench.attention_cases import Case
-from bench.level_tree import level_tree
 from deft_jax import tree_attention_mosaic as mosaic
 from deft_jax.append import Slots
 from deft_jax.grouping import Grouping, group
@@ -18,6 +16,9 @@ from deft_jax.kernel_inputs import partial_bytes, prepare
 from deft_jax.tree import Tree
 from deft_jax.tree_attention import tree_attention
 from deft_jax.tree_attention_xla import Logits
+
+from .attention_cases import Case
+from .level_tree import level_tree
 
 DTYPE = jnp.dtype(jnp.bfloat16)
 MULTIPROCESSORS = 132
@@ -90,7 +91,8 @@ class Programs:
         data: (key) to q, k_pages and v_pages.
         prepare: (tree, slots) to what the attention needs: grouping and preparation.
         attend: (q, k_pages, v_pages, prepared) to (out, lse).
-        error: (tree, slots, q, k_pages, v_pages, out) to the relative error of out.
+        error: (tree, slots, q, k_pages, v_pages, out) to the relative error of out;
+            None if it is not wanted.
         loop: (tree, slots, q, k_pages, v_pages) to the last of LOOP_CALLS results, each
             of which the next call depends on; None if it is not wanted.
     """
@@ -101,22 +103,32 @@ class Programs:
     data: Callable
     prepare: Callable
     attend: Callable
-    error: Callable
+    error: Callable | None = None
     loop: Callable | None = None
 
 
-def build(case: Case, implementation: str, page_size: int, loop: bool) -> Programs:
+def build(
+    case: Case, implementation: str, page_size: int, loop: bool, check: bool = True
+) -> Programs:
     """Builds a case's tree and compiles what is called for it, without running it.
 
     May be called from several threads: XLA's compiler runs in parallel.
+
+    Args:
+        case: the tree and its heads.
+        implementation: of tree attention.
+        page_size: `P`.
+        loop: whether `Programs.loop` is wanted.
+        check: whether `Programs.error` is wanted, which takes longest.
     """
     tree, slots = level_tree(
         case.nodes, case.tokens_per_node, page_size, drafts=case.drafts
     )
     with _LOWERING:
         steps, lowered = _lower(case, tree, slots, implementation)
-        if not loop:
-            del lowered["loop"]
+        for name, wanted in [("loop", loop), ("error", check)]:
+            if not wanted:
+                del lowered[name]
     options = {"error": ORACLE_OPTIONS}
     compiled = {
         name: program.compile(options.get(name)) for name, program in lowered.items()

@@ -1,6 +1,6 @@
 """Prefill and decode of SmolLM2 on the CPU against the machine's own ceilings.
 
-    python bench/cpu_decode.py [--repeats 5] [--output results.json]
+    python -m deft_jax.bench.cpu_decode [--repeats 5] [--output results.json]
 
 Prompt of 700 tokens, 64 new tokens, float32, 1 and 16 branches. The ceilings are
 measured in the same run, on the same weights:

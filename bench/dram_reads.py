@@ -1,10 +1,10 @@
 """Bytes that attention reads from memory, as the GPU counts them.
 
-    python -m bench.dram_reads --out FILE [--cases 20,21,31]
+    python -m deft_jax.bench.dram_reads --out FILE [--cases 16,20,21]
 
 Needs Nsight Compute (`ncu`), which empties the caches before each kernel. Each case of
-`bench.attention_cases` runs once in a process of its own; the trees, data and kernels
-are those of `bench.attention`. Where the ratio is 1, all of the KV was read once.
+`attention_cases` runs once in a process of its own; the trees, data and kernels are
+those of `attention`. Where the ratio is 1, all of the KV was read once.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import jax
 
-from bench.attention import facts
-from bench.attention_cases import Case, select_cases
-from bench.attention_programs import build
+from .attention import facts
+from .attention_cases import Case, select_cases
+from .attention_programs import build
 
 METRIC = "dram__bytes_read.sum"
 PAGE_SIZE = 16
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Counts the cases and writes them after each one."""
     parser = argparse.ArgumentParser(description="DRAM reads of tree attention")
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--cases", default="20,21,31", help="numbers, as in 0,3,5")
+    parser.add_argument("--cases", default="16,20,21", help="numbers, as in 0,3,5")
     parser.add_argument("--attend", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def attend(case: Case) -> None:
     """Runs the attention of one case once."""
-    programs = build(case, "mosaic_gpu", PAGE_SIZE, loop=False)
+    programs = build(case, "mosaic_gpu", PAGE_SIZE, loop=False, check=False)
     data = programs.data(jax.random.key(0))
     prepared = programs.prepare(programs.tree, programs.slots)
     jax.block_until_ready(programs.attend(*data, prepared))
@@ -67,11 +67,11 @@ def counted(number: str) -> dict[str, int]:
     Raises:
         RuntimeError: `ncu` counted nothing; its output is in the message.
     """
-    own = [sys.executable, "-m", "bench.dram_reads", "--attend", "--cases", number]
+    own = [sys.executable, "-m", "deft_jax.bench.dram_reads", "--attend"]
     command = [
         *("ncu", "--csv", "--print-units", "base", "--clock-control", "none"),
         *("--metrics", METRIC, "--kernel-name", KERNELS),
-        *own,
+        *(*own, "--cases", number),
     ]
     run = subprocess.run(command, capture_output=True, text=True)
     kernels = parse(run.stdout)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from bench.gpu_timing import KernelTimer
+from .gpu_timing import KernelTimer
 
 MIB = 2**20
 READ_BYTES = 2048 * MIB

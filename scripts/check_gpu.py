@@ -24,6 +24,7 @@ from pathlib import Path
 RESULTS = Path("bench/results")
 SANITIZED = ("decode", "many_pieces", "three_pieces_merged_at_once")
 TOOLS = ("memcheck", "racecheck")
+DRAM_CASES = 3
 PYTEST = (sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")
 
 
@@ -120,10 +121,12 @@ def check_dram(jobs: int, seconds: float) -> bool:
     """Counts what the kernels read from memory."""
     del jobs
     out = RESULTS / "dram_reads_h100.json"
-    output = run([sys.executable, "-m", "bench.dram_reads", "--out", str(out)], seconds)
+    command = [sys.executable, "-m", "deft_jax.bench.dram_reads", "--out", str(out)]
+    output = run(command, seconds)
     print(output)
     ratios = re.findall(r'"ratio": ([\d.]+)', output)
-    return bool(ratios) and all(0.9 <= float(ratio) <= 1.1 for ratio in ratios)
+    near = all(0.9 <= float(ratio) <= 1.1 for ratio in ratios)
+    return len(ratios) == DRAM_CASES and near
 
 
 def run(command: Sequence[str], seconds: float) -> str:

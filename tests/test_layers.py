@@ -12,7 +12,7 @@ PACKAGES = {
     "deft_jax": "deft_jax",
     "models": "deft_jax.models",
     "pallas_kernels": "deft_jax.pallas_kernels",
-    "bench": "bench",
+    "bench": "deft_jax.bench",
 }
 
 
@@ -66,8 +66,9 @@ def test_kernels_import_nothing_of_ours_but_kernels():
     assert {n for n in names if not n.startswith("deft_jax.pallas_kernels.")} == set()
 
 
-def test_only_the_command_line_imports_models():
-    files = importers("deft_jax", "deft_jax.models")
+@pytest.mark.parametrize("package", ["deft_jax.models", "deft_jax.bench"])
+def test_only_the_command_line_imports_models_and_benchmarks(package: str):
+    files = importers("deft_jax", package)
     assert {file for file in files if not file.startswith("deft_jax/cli/")} == set()
 
 

@@ -18,6 +18,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Folder of the repository -> folder of the installation.
 INSTALLED_AS = {
     "deft_jax": "deft_jax",
+    "bench": "deft_jax/bench",
     "models": "deft_jax/models",
     "pallas_kernels": "deft_jax/pallas_kernels",
 }
@@ -42,12 +43,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZipFile]:
 
 
 def source_files() -> set[str]:
-    """Returns every file of the packages by the name that it has when installed."""
+    """Returns the files of the packages, but notes and results, as installed."""
     return {
         f"{installed}/{file.relative_to(ROOT / folder).as_posix()}"
         for folder, installed in INSTALLED_AS.items()
         for file in (ROOT / folder).rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
+        if file.suffix != ".md" and file.parent != ROOT / "bench" / "results"
     }
 
 

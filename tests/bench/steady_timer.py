@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from bench.gpu_timing import KernelTimer
+from deft_jax.bench.gpu_timing import KernelTimer
 
 REPEATS = 3
 

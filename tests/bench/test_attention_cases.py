@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from bench.attention_cases import PEERS, Case, all_cases, select_cases
-from bench.level_tree import level_tree
 from deft_jax.append import Slots
+from deft_jax.bench.attention_cases import PEERS, Case, all_cases, select_cases
+from deft_jax.bench.level_tree import level_tree
 from deft_jax.tree import Tree
 from tests import test_grouping, tree_invariants
 from tests.forests import Forest, walk_paths

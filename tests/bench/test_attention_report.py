@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import attention, attention_programs
-from bench.attention import Options, print_table, run
-from bench.attention_cases import Case
-from bench.attention_programs import oracle, random_data
-from bench.gpu_ceilings import Ceilings
-from bench.level_tree import level_tree
+from deft_jax.bench import attention, attention_programs
+from deft_jax.bench.attention import Options, print_table, run
+from deft_jax.bench.attention_cases import Case
+from deft_jax.bench.attention_programs import oracle, random_data
+from deft_jax.bench.gpu_ceilings import Ceilings
+from deft_jax.bench.level_tree import level_tree
 from deft_jax.grouping import group
 from deft_jax.tree_attention import tree_attention
 from tests.bench.steady_timer import REPEATS, steady_timer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import dram_reads
+from deft_jax.bench import dram_reads
 
 OUTPUT = """\
 ==PROF== Connected to process 605 (/usr/bin/python3.12)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bench.gpu_ceilings import Ceilings, measure_ceilings
-from bench.gpu_timing import KernelTimer, l2_eviction
+from deft_jax.bench.gpu_ceilings import Ceilings, measure_ceilings
+from deft_jax.bench.gpu_timing import KernelTimer, l2_eviction
 from tests.bench.steady_timer import REPEATS, steady_timer
 
 Kernels = list[tuple[str, float]]
