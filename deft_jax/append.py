@@ -1,11 +1,12 @@
 """Appending tokens to nodes: which page and slot each new token's KV goes to."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deft_jax.tree import OUT_OF_PAGES, Tree, earlier_equal, exclusive_cumsum, replace
+from deft_jax.tree import OUT_OF_PAGES, Tree, earlier_equal, earlier_true, replace
 
 
 @jax.tree_util.register_dataclass
@@ -43,21 +44,16 @@ def append(tree: Tree, node: jax.Array, token: jax.Array) -> tuple[Tree, Slots]:
         but for its overflow bit, and every row is idle.
     """
     size, num_pages = tree.num_nodes, tree.num_pages
-    live = node < size
-    storage = jnp.where(live, tree.storage[jnp.minimum(node, size - 1)], size)
-    nth = earlier_equal(storage, live)
-    old_page, old_slot, spare = _find_hole(tree, storage, nth)
-    new_page, new_slot, opened, needed = _take_page(tree, storage, nth - spare, live)
-    fits = needed <= tree.num_free_pages
-    live = live & fits
-    reuse = nth < spare
-    page = jnp.where(live, jnp.where(reuse, old_page, new_page), num_pages)
-    slot = jnp.where(live, jnp.where(reuse, old_slot, new_slot), 0)
+    place = _find_places(tree, node)
+    fits = place.needed <= tree.num_free_pages
+    live = (node < size) & fits
+    page = jnp.where(live, place.page, num_pages)
+    slot = jnp.where(live, place.slot, 0)
     node = jnp.where(live, node, size)
     safe = jnp.minimum(node, size - 1)
     ahead = earlier_equal(node, live)
     position = jnp.where(live, tree.start[safe] + tree.count[safe] + ahead, 0)
-    opened = jnp.where(opened & fits, new_page, num_pages)
+    opened = jnp.where(place.opened & fits, place.page, num_pages)
 
     def put(array, value):
         return array.at[page, slot].set(value, mode="drop")
@@ -65,37 +61,77 @@ def append(tree: Tree, node: jax.Array, token: jax.Array) -> tuple[Tree, Slots]:
     grown = replace(
         tree,
         count=tree.count.at[node].add(1, mode="drop"),
-        page_owner=tree.page_owner.at[opened].set(storage, mode="drop"),
+        page_owner=tree.page_owner.at[opened].set(place.storage, mode="drop"),
         slot_node=put(tree.slot_node, node),
         slot_position=put(tree.slot_position, position),
         slot_token=put(tree.slot_token, token),
-        num_free_pages=tree.num_free_pages - jnp.where(fits, needed, 0),
+        num_free_pages=tree.num_free_pages - jnp.where(fits, place.needed, 0),
         overflow=tree.overflow | jnp.where(fits, 0, OUT_OF_PAGES),
     )
     return grown, Slots(node=node, page=page, slot=slot, position=position)
 
 
+def fits(tree: Tree, node: jax.Array) -> jax.Array:
+    """[] bool: whether there are pages enough to `append` to `node` [Q]."""
+    return _find_places(tree, node).needed <= tree.num_free_pages
+
+
+class _Places(NamedTuple):
+    """Where tokens go if there are pages enough.
+
+    Attributes:
+        storage: [Q] int32, node that owns the page, N for idle rows.
+        page: [Q] int32.
+        slot: [Q] int32.
+        opened: [Q] bool, true for the first row of each page from the free list.
+        needed: [] int32, such pages.
+    """
+
+    storage: jax.Array
+    page: jax.Array
+    slot: jax.Array
+    opened: jax.Array
+    needed: jax.Array
+
+
+def _find_places(tree: Tree, node: jax.Array) -> _Places:
+    size = tree.num_nodes
+    live = node < size
+    storage = jnp.where(live, tree.storage[jnp.minimum(node, size - 1)], size)
+    nth = earlier_equal(storage, live)
+    old_page, old_slot, spare = _find_hole(tree, storage, nth)
+    new_page, new_slot, opened, needed = _take_page(tree, storage, nth - spare, live)
+    reuse = nth < spare
+    return _Places(
+        storage=storage,
+        page=jnp.where(reuse, old_page, new_page),
+        slot=jnp.where(reuse, old_slot, new_slot),
+        opened=opened,
+        needed=needed,
+    )
+
+
 def _find_hole(tree: Tree, storage: jax.Array, nth: jax.Array):
     """The `nth` empty slot in the pages of each row's storage node, if there is one.
+
+    Pages and slots are compared with every row: few kernels of a GPU, where sorting and
+    searching take dozens.
 
     Returns:
         page [Q], slot [Q] and spare [Q], the empty slots of the row's storage node.
     """
     size = tree.num_nodes
-    order = jnp.argsort(tree.page_owner, stable=True).astype(jnp.int32)
-    owner = tree.page_owner[order]
-    empty = tree.page_size - tree.page_fill[order]
-    upto = exclusive_cumsum(jnp.where(owner < size, empty, 0))
-    first = jnp.searchsorted(owner, storage, side="left").astype(jnp.int32)
-    last = jnp.searchsorted(owner, storage, side="right").astype(jnp.int32)
-    target = upto[first] + nth
-    at = jnp.searchsorted(upto, target, side="right").astype(jnp.int32) - 1
-    at = jnp.clip(at, 0, tree.num_pages - 1)
-    page = order[at]
+    own = (tree.page_owner[None] == storage[:, None]) & (storage < size)[:, None]
+    empty = jnp.where(own, tree.page_size - tree.page_fill[None], 0)
+    upto = jnp.cumsum(empty, axis=1, dtype=jnp.int32)
+    before = upto - empty
+    here = (before <= nth[:, None]) & (nth[:, None] < upto)
+    index = jnp.arange(tree.num_pages, dtype=jnp.int32)
+    page = jnp.sum(jnp.where(here, index, 0), axis=1, dtype=jnp.int32)
+    inside = nth - jnp.sum(jnp.where(here, before, 0), axis=1, dtype=jnp.int32)
     hole = tree.slot_node[page] == size
-    rank = jnp.cumsum(hole, axis=1, dtype=jnp.int32) - 1
-    wanted = hole & (rank == (target - upto[at])[:, None])
-    return page, jnp.argmax(wanted, axis=1).astype(jnp.int32), upto[last] - upto[first]
+    wanted = hole & (earlier_true(hole) == inside[:, None])
+    return page, jnp.argmax(wanted, axis=1).astype(jnp.int32), upto[:, -1]
 
 
 def _take_page(tree: Tree, storage: jax.Array, nth: jax.Array, live: jax.Array):
@@ -108,13 +144,10 @@ def _take_page(tree: Tree, storage: jax.Array, nth: jax.Array, live: jax.Array):
     fresh = live & (nth >= 0)
     slot = nth % tree.page_size
     opened = fresh & (slot == 0)
-    ordinal = exclusive_cumsum(opened.astype(jnp.int32))
     # The page of a row is the one its storage node's row with the same nth // P opened.
-    rows = jnp.arange(storage.shape[0])
     nth_page = nth // tree.page_size
     same = (storage[:, None] == storage[None]) & (nth_page[:, None] == nth_page[None])
-    opener = jnp.argmax(same & opened[None, :], axis=1)
-    opener = jnp.where(opened, rows, opener)
-    index = tree.num_free_pages - 1 - ordinal[opener]
-    page = tree.free_pages[jnp.maximum(index, 0)]
-    return page, slot, opened, ordinal[-1]
+    ordinal = jnp.where(same & opened[None], earlier_true(opened)[None], 0)
+    ordinal = jnp.sum(ordinal, axis=1, dtype=jnp.int32)
+    page = tree.free_pages[jnp.maximum(tree.num_free_pages - 1 - ordinal, 0)]
+    return page, slot, opened, jnp.sum(opened, dtype=jnp.int32)

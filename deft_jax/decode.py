@@ -7,12 +7,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from deft_jax.append import Slots, append
+from deft_jax.append import fits as append_fits
+from deft_jax.attention_method import AttentionMethod
 from deft_jax.decode_state import DecodeState, RequestTable, Rows, StepLog
 from deft_jax.forward import Model, forward
 from deft_jax.grouping import Grouping, query_ranks, slot_ranges
-from deft_jax.sample import sample
+from deft_jax.sample import is_greedy, sample, sample_greedily
 from deft_jax.strategy import RUNNING, Plan, Planner, View, finish_code
-from deft_jax.tree import Tree, accept, branch, choose, prune, replace
+from deft_jax.tree import (
+    OUT_OF_PAGES,
+    Tree,
+    accept,
+    branch,
+    choose,
+    prune,
+    replace,
+)
 
 
 def decode(
@@ -23,7 +33,7 @@ def decode(
     max_steps: jax.Array,
     *,
     planner: Planner,
-    implementation: str | None,
+    method: AttentionMethod,
 ) -> DecodeState:
     """Decodes up to `max_steps` steps without the host.
 
@@ -38,7 +48,7 @@ def decode(
         cut: [N] bool, nodes that the host drops before the first step, with all below.
         max_steps: [] int32, at most the log's capacity.
         planner: of the strategy; static.
-        implementation: static, of `tree_attention`.
+        method: static; stores KV and attends.
     """
     state = dataclasses.replace(
         state,
@@ -56,7 +66,7 @@ def decode(
         return (num_requests > 0) & same & fits & (state.step < max_steps)
 
     def step(state):
-        return decode_step(model, state, table, planner, implementation)
+        return decode_step(model, state, table, planner, method)
 
     return lax.while_loop(goes_on, step, state)
 
@@ -78,19 +88,20 @@ def _cut(state: DecodeState, cut: jax.Array) -> DecodeState:
 
 def _ended(roots: jax.Array, request: jax.Array, size: int) -> jax.Array:
     """[R] bool: requests in use that no row [B] belongs to."""
-    running = jnp.zeros(roots.shape, bool).at[request].set(True, mode="drop")
+    slot = jnp.arange(roots.shape[0], dtype=jnp.int32)
+    running = jnp.any(request[None] == slot[:, None], axis=1)
     return (roots < size) & ~running
 
 
-def decode_step(model, state, table, planner, implementation) -> DecodeState:
+def decode_step(model, state, table, planner, method) -> DecodeState:
     """One step of `decode`: every row gets a token, and its hidden state."""
-    own, plan = planner.plan(state.planner, _look(model, state, table))
-    tree, slots, roots = _apply(state, plan, planner.draft_depth)
-    fits = tree.overflow == 0
-    kept = replace(state.tree, overflow=tree.overflow)
-    tree = choose(fits, tree, kept)
+    view = _look(model, state, table)
+    with jax.named_scope("tree_operations"):
+        own, plan = planner.plan(state.planner, view)
+        tree, slots, roots = _apply(state, plan, planner.draft_depth)
+        fits = tree.overflow == 0
     hidden, pool, grouping = forward(
-        model, tree, state.pool, slots, plan.token, implementation
+        model, tree, state.pool, slots, plan.token, method, before=state.rows.node
     )
     rows = Rows(
         node=slots.node,
@@ -115,16 +126,23 @@ def decode_step(model, state, table, planner, implementation) -> DecodeState:
 def _look(model, state: DecodeState, table: RequestTable) -> View:
     """Samples every row and says which would finish with that token."""
     rows = state.rows
-    logits = model.logits(state.hidden)
+    with jax.named_scope("layers"):
+        logits = model.logits(state.hidden)
     request = jnp.minimum(rows.request, table.max_new_tokens.shape[0] - 1)
     vocab_size = logits.shape[1]
-    sampled = sample(
-        logits,
-        table.sampling.take(request),
-        rows.stream,
-        rows.generated,
-        lambda: _seen_tokens(state.tree, rows.node, vocab_size),
-    )
+    with jax.named_scope("sampling"):
+        # Only tokens leave the condition, so that no logits are copied.
+        sampled = lax.cond(
+            is_greedy(table.sampling, vocab_size),
+            lambda: sample_greedily(logits),
+            lambda: sample(
+                logits,
+                table.sampling.take(request),
+                rows.stream,
+                rows.generated,
+                lambda: _seen_tokens(state.tree, rows.node, vocab_size),
+            ),
+        )
     return View(
         tree=state.tree,
         table=table,
@@ -156,20 +174,51 @@ def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
 
 
 def _apply(state: DecodeState, plan: Plan, draft_depth: int):
-    """The tree after a plan, the slots of its tokens and the requests' roots."""
+    """The tree after a plan, the slots of its tokens and the requests' roots.
+
+    Where the plan does not fit the tree is as before, but for its overflow.
+    """
     tree, size = state.tree, state.tree.num_nodes
     num_requests = state.roots.shape[0]
     stopped = jnp.append(plan.stop, True)[jnp.minimum(plan.request, num_requests)]
     live = (plan.source >= 0) & (plan.finish == RUNNING) & ~stopped
     request = jnp.where(live, plan.request, num_requests)
     ended = _ended(state.roots, request, size)
-    tree = lax.cond(
-        jnp.any(plan.accept >= 0), lambda t: accept(t, plan.accept), lambda t: t, tree
-    )
-    tree = _drop(tree, plan, live, jnp.where(ended, state.roots, size))
-    tree, node = _place_rows(tree, plan, live, draft_depth)
+    changes = jnp.any(plan.accept >= 0) | jnp.any(plan.prune) | jnp.any(ended)
+    changes |= jnp.any((plan.source >= 0) & (~live | plan.branch))
+
+    def change(_, carry):
+        return _change(carry[0], plan, live, ended, state.roots, draft_depth)
+
+    carry = tree, jnp.where(live, plan.source, size)
+    if draft_depth > 1:
+        # Plans with drafts change the tree in almost every step.
+        tree, node = change(0, carry)
+    else:
+        # A loop of one step or none: unlike the branches of a condition, which copy
+        # what they leave as it is, it works in place, and most plans change nothing.
+        tree, node = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
     tree, slots = append(tree, node, plan.token)
     return tree, slots, jnp.where(ended, size, state.roots)
+
+
+def _change(tree: Tree, plan: Plan, live, ended, roots, draft_depth: int):
+    """The tree with what a plan accepts, prunes and branches, and each row's node.
+
+    If nodes or the pages for the rows' tokens run out nothing changes but the overflow,
+    and no row has a node.
+    """
+    size = tree.num_nodes
+    changed = lax.cond(
+        jnp.any(plan.accept >= 0), lambda t: accept(t, plan.accept), lambda t: t, tree
+    )
+    changed = _drop(changed, plan, live, jnp.where(ended, roots, size))
+    changed, node = _place_rows(changed, plan, live, draft_depth)
+    has_room = append_fits(changed, node)
+    overflow = changed.overflow | jnp.where(has_room, 0, OUT_OF_PAGES)
+    fits = overflow == 0
+    tree = choose(fits, changed, replace(tree, overflow=overflow))
+    return tree, jnp.where(fits, node, size)
 
 
 def _drop(tree: Tree, plan: Plan, live: jax.Array, ended_root: jax.Array) -> Tree:
@@ -206,7 +255,7 @@ def _place_rows(tree: Tree, plan: Plan, live: jax.Array, draft_depth: int):
     return replace(tree, count=tree.count.at[node].add(-1, mode="drop")), node
 
 
-def _write_log(state: DecodeState, plan: Plan, slots: Slots) -> StepLog:
+def _write_log(state: DecodeState, plan: Plan, slots: Slots) -> jax.Array:
     row = StepLog(
         accept=plan.accept,
         draft_logprob=plan.draft_logprob,
@@ -219,7 +268,7 @@ def _write_log(state: DecodeState, plan: Plan, slots: Slots) -> StepLog:
         finish=plan.finish,
         request=plan.request,
     )
-    return jax.tree.map(lambda log, x: log.at[state.step].set(x), state.log, row)
+    return state.log.at[state.step].set(row.pack())
 
 
 def _count_reads(grouping: Grouping, slots: Slots) -> jax.Array:

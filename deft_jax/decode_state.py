@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from deft_jax.kv_pool import LayerKV
 from deft_jax.sampling import SamplingRows
@@ -47,35 +49,52 @@ class RequestTable:
     eos: jax.Array
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepLog:
     """What happened in each step, for the host to replay; [S, B] each, see `Plan`.
+
+    On the device it is one array, since every array costs a kernel to write to.
 
     Attributes:
         node: int32, node each row's token went to, N if it was not fed.
     """
 
-    accept: jax.Array
-    draft_logprob: jax.Array
-    source: jax.Array
-    branch: jax.Array
-    draft: jax.Array
-    node: jax.Array
-    token: jax.Array
-    logprob: jax.Array
-    finish: jax.Array
-    request: jax.Array
+    accept: Any
+    draft_logprob: Any
+    source: Any
+    branch: Any
+    draft: Any
+    node: Any
+    token: Any
+    logprob: Any
+    finish: Any
+    request: Any
 
     @classmethod
-    def create(cls, steps: int, num_rows: int) -> "StepLog":
-        """An empty log; every array its own, since the state is donated."""
-        dtypes = dict.fromkeys((x.name for x in dataclasses.fields(cls)), jnp.int32)
-        dtypes |= dict.fromkeys(("branch", "draft"), jnp.bool_)
-        dtypes |= dict.fromkeys(("logprob", "draft_logprob"), jnp.float32)
-        return cls(
-            **{name: jnp.zeros((steps, num_rows), d) for name, d in dtypes.items()}
-        )
+    def create(cls, steps: int, num_rows: int) -> jax.Array:
+        """[S, F, B] int32: an empty log, packed."""
+        return jnp.zeros((steps, len(dataclasses.fields(cls)), num_rows), jnp.int32)
+
+    def pack(self) -> jax.Array:
+        """[F, B] int32: the fields of one step, the bits of floats."""
+        return jnp.stack([_bits(x) for x in vars(self).values()])
+
+    @classmethod
+    def unpack(cls, packed: np.ndarray) -> "StepLog":
+        """The log from a packed one on the host."""
+        names = (field.name for field in dataclasses.fields(cls))
+        fields = dict(zip(names, np.moveaxis(packed, 1, 0), strict=True))
+        for name in ("draft_logprob", "logprob"):
+            fields[name] = np.ascontiguousarray(fields[name]).view(np.float32)
+        for name in ("branch", "draft"):
+            fields[name] = fields[name].astype(bool)
+        return cls(**fields)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    if x.dtype == jnp.float32:
+        return lax.bitcast_convert_type(x, jnp.int32)
+    return x.astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +110,7 @@ class DecodeState:
         roots: [R] int32, root of each request slot, N for free slots.
         keep: [N] bool, nodes that the last plan keeps though nothing is below them.
         planner: the planner's own state.
-        log: of the steps since the host last read it.
+        log: [S, F, B] int32, of the steps since the host last read it (`StepLog`).
         step: [] int32, steps in the log.
         kv_tokens: [2] float32, cached tokens read by those steps, and what attention
             over one sequence at a time would have read.
@@ -104,7 +123,7 @@ class DecodeState:
     roots: jax.Array
     keep: jax.Array
     planner: Any
-    log: StepLog
+    log: jax.Array
     step: jax.Array
     kv_tokens: jax.Array
 

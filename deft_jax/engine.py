@@ -7,31 +7,44 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from deft_jax.attention_method import AttentionMethod, as_method
 from deft_jax.capacity import Capacity
 from deft_jax.decode import decode
 from deft_jax.decode_state import DecodeState, Rows, StepLog
 from deft_jax.errors import CapacityError, DeftError
-from deft_jax.generation import Generation, Request
-from deft_jax.kv_pool import create_pool
+from deft_jax.generation import Generation
 from deft_jax.prefill import prefill
 from deft_jax.record import Tokenizer
+from deft_jax.request import Request
 from deft_jax.result import GenerationTree, Status, TokenEvent
 from deft_jax.sampling import Sampling
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.strategy import Planner, Strategy
 from deft_jax.tree import Tree
 
-LOG_STEPS = 32
+LOG_STEPS = 64
 """Most decode steps between two looks of the host."""
 
 Prompt = str | Sequence[int]
 """Text, encoded as it stands, or token ids, such as those of a chat template."""
 
-run_prefill = jax.jit(
-    prefill, static_argnames="implementation", donate_argnames="state"
-)
+run_prefill = jax.jit(prefill, static_argnames="method", donate_argnames="state")
+DECODE_OPTIONS = {
+    # All that a step starts and branches over is in command buffers (CUDA graphs). The
+    # loop over steps is not: inside one its kernels follow each other more slowly
+    # (bench/NOTES.md).
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
+    "DYNAMIC_SLICE_FUSION,CONDITIONAL",
+    # The library's products of few rows read weights faster.
+    "xla_gpu_enable_triton_gemm": False,
+}
+"""Of the compiler; they change nothing but speed, and nothing at all on a CPU."""
+
 run_decode = jax.jit(
-    decode, static_argnames=("planner", "implementation"), donate_argnames="state"
+    decode,
+    static_argnames=("planner", "method"),
+    donate_argnames="state",
+    compiler_options=DECODE_OPTIONS,
 )
 
 
@@ -43,7 +56,7 @@ class Engine:
         tokenizer: a `deft_jax.models.tokenizer.Tokenizer`.
         capacity: what the engine holds at once; None before the first call if it was
             left to be taken from the requests.
-        implementation: of `tree_attention`, None for the best of the device.
+        method: stores KV and attends.
     """
 
     def __init__(
@@ -52,12 +65,21 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         capacity: Capacity | None = None,
-        implementation: str | None = None,
+        implementation: str | AttentionMethod | None = None,
     ):
+        """Sets the engine up; nothing is allocated before the first call.
+
+        Args:
+            model: the network.
+            tokenizer: of the model.
+            capacity: what the engine holds at once; by default what calls need.
+            implementation: of `tree_attention`, None for the best of the device; or
+                another way to store KV and attend.
+        """
         self.model = model
         self.tokenizer = tokenizer
         self.capacity = capacity
-        self.implementation = implementation
+        self.method = as_method(implementation)
         self._fixed = capacity is not None
         self._state: DecodeState | None = None
         self._compiled: set[tuple] = set()
@@ -152,14 +174,7 @@ class Engine:
         rows = capacity.rows
         return DecodeState(
             tree=Tree.create(capacity.nodes, capacity.pages, capacity.page_size),
-            pool=create_pool(
-                config.num_layers,
-                capacity.pages,
-                config.num_kv_heads,
-                capacity.page_size,
-                config.head_dim,
-                dtype,
-            ),
+            pool=self.method.create_pool(config, capacity, dtype),
             rows=Rows(
                 node=jnp.full(rows, capacity.nodes, jnp.int32),
                 request=jnp.full(rows, capacity.requests, jnp.int32),
@@ -200,7 +215,7 @@ class Engine:
             self.model,
             dataclasses.replace(self.state, planner=()),
             chunk,
-            implementation=self.implementation,
+            method=self.method,
         )
         self._state = dataclasses.replace(state, planner=own)
         return self._state
@@ -214,7 +229,7 @@ class Engine:
             cut,
             jnp.int32(max_steps),
             planner=planner,
-            implementation=self.implementation,
+            method=self.method,
         )
         self._state = state
         return state

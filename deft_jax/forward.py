@@ -1,14 +1,13 @@
-"""The layers over query tokens that were just appended: one body for every step."""
+"""The layers over a step's query tokens: one body for every step."""
 
 from typing import Protocol
 
 import jax
 
-from deft_jax import kv_pool
 from deft_jax.append import Slots
-from deft_jax.grouping import Grouping, group
+from deft_jax.attention_method import AttentionMethod, Pool
+from deft_jax.grouping import Grouping
 from deft_jax.tree import Tree
-from deft_jax.tree_attention import tree_attention
 
 
 class Model(Protocol):
@@ -22,11 +21,12 @@ class Model(Protocol):
 def forward(
     model: Model,
     tree: Tree,
-    pool: tuple[kv_pool.LayerKV, ...],
+    pool: Pool,
     slots: Slots,
     token: jax.Array,
-    implementation: str | None,
-) -> tuple[jax.Array, tuple[kv_pool.LayerKV, ...], Grouping]:
+    method: AttentionMethod,
+    before: jax.Array | None = None,
+) -> tuple[jax.Array, Pool, Grouping]:
     """Runs the layers over query tokens that were just appended.
 
     Args:
@@ -35,21 +35,20 @@ def forward(
         pool: KV of each layer.
         slots: of the query tokens.
         token: [Q] int32.
-        implementation: of `tree_attention`.
+        method: stores KV and attends.
+        before: as in `AttentionMethod.plan`.
 
     Returns:
         [Q, E] hidden states by row, the pool with the tokens' KV, and the grouping.
     """
-    grouping = group(tree, slots)
-    order = grouping.order
-    page, slot = slots.page[order], slots.slot[order]
+    with jax.named_scope("grouping"):
+        plan, pool = method.plan(tree, slots, pool, before)
+        grouping = plan.grouping
 
-    def attention(q, k, v, layer):
-        layer = kv_pool.write(layer, page, slot, k, v)
-        out, _ = tree_attention(
-            q, layer.k, layer.v, grouping, implementation=implementation
-        )
-        return out, layer
+    def attention(heads, layer):
+        return method.attend(plan, heads, layer)
 
-    hidden, pool = model(token[order], grouping.query_position, pool, attention)
-    return hidden[grouping.rank], pool, grouping
+    with jax.named_scope("layers"):
+        order = grouping.order
+        hidden, pool = model(token[order], grouping.query_position, pool, attention)
+        return hidden[grouping.rank], pool, grouping

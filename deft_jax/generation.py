@@ -4,17 +4,19 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deft_jax.capacity import Capacity, bucket
-from deft_jax.decode_state import Chunk, DecodeState, RequestTable
-from deft_jax.errors import CapacityError
+from deft_jax.capacity import bucket
+from deft_jax.decode_state import Chunk, DecodeState, RequestTable, StepLog
+from deft_jax.io_sizes import AttentionSizes, kv_bytes
 from deft_jax.record import Record
 from deft_jax.replay import Replay
+from deft_jax.request import Request
 from deft_jax.result import FinishReason, GenerationTree, Phase, Status, TokenEvent
 from deft_jax.sampling import Sampling, rows_for
 from deft_jax.strategy import Planner, Strategy
@@ -27,51 +29,6 @@ MIN_BIASES = 16
 
 STREAM_STEPS = 4
 """Decode steps between two looks of the host while text is streamed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One prompt of a call.
-
-    Attributes:
-        index: of the prompt in the call.
-        prompt: token ids.
-        text: the prompt's text.
-        limit: tokens a branch may have; the context may leave fewer than asked for.
-        rows: query rows it needs in a step.
-        nodes: nodes it may hold at once.
-    """
-
-    index: int
-    prompt: list[int]
-    text: str
-    limit: int
-    rows: int
-    nodes: int
-
-    def check(self, capacity: Capacity) -> None:
-        """Checks that the request can start in an empty engine.
-
-        Raises:
-            CapacityError: it needs more rows, nodes or pages than there are.
-        """
-        pages = capacity.pages_for(len(self.prompt)) + self.rows
-        for name, needed, there in [
-            ("rows", self.rows, capacity.rows),
-            ("nodes", self.nodes, capacity.nodes),
-            (f"pages of {capacity.page_size} tokens", pages, capacity.pages),
-        ]:
-            if needed > there:
-                raise CapacityError(
-                    f"prompt {self.index} with {len(self.prompt)} tokens and "
-                    f"{self.rows} branches needs {needed} {name} to start, the engine "
-                    f"has {there}; raise its capacity or lower n"
-                )
-
-    def pages(self, capacity: Capacity) -> int:
-        """Pages it takes if every branch grows to its limit."""
-        branches = (self.nodes - 1) * capacity.pages_for(self.limit)
-        return capacity.pages_for(len(self.prompt)) + branches
 
 
 class Generation:
@@ -87,6 +44,7 @@ class Generation:
         assert engine.capacity is not None
         self.engine, self.strategy, self.sampling = engine, strategy, sampling
         self.capacity = engine.capacity
+        self.sizes = _attention_sizes(engine.model)
         self.requests = requests
         self.waiting = deque(requests)
         self.active: dict[int, Request] = {}
@@ -101,6 +59,7 @@ class Generation:
         self.begin = time.perf_counter()
         self.prefill_s = self.decode_s = 0.0
         self.most_pages = 0
+        self.ahead: Future[dict[str, Any]] | None = None
         self.status = Status(
             phase="prefill",
             pages_total=self.capacity.pages,
@@ -119,11 +78,17 @@ class Generation:
         streams = on_token is not None or should_stop is not None
         should_stop = should_stop or (lambda: False)
         burst = STREAM_STEPS if streams or self.sampling.stop else None
-        try:
-            self._run(burst, should_stop)
-        except BaseException:
-            self.engine.reset()
-            raise
+        # What a burst says cannot change the next one if nothing of it is looked at.
+        self.runs_ahead = burst is None
+        with ThreadPoolExecutor(1) as self.worker:
+            try:
+                self._run(burst, should_stop)
+            except BaseException:
+                if self.ahead is not None:
+                    # The state that it works on is about to be dropped.
+                    wait([self.ahead])
+                self.engine.reset()
+                raise
         self.status = dataclasses.replace(self.status, pages_used=self.most_pages)
         self._report("done", "")
         return [self._conclude(request) for request in self.requests]
@@ -227,6 +192,22 @@ class Generation:
 
     def _decode(self, steps: int) -> bool:
         """One burst of steps; returns whether the next plan did not fit."""
+        if self.ahead is not None:
+            burst, self.ahead = self.ahead.result(), None
+        else:
+            burst = self._burst(steps)
+        if self._can_run_ahead(burst):
+            # The device goes on while the host replays what it did.
+            self.ahead = self.worker.submit(self._burst, self.engine.log_steps)
+        events = self.replay.play(burst)
+        for event in events:
+            self.on_token(event)
+        self._count(burst, len(events))
+        self._free(burst["roots"])
+        return bool(burst["overflow"])
+
+    def _burst(self, steps: int) -> dict[str, Any]:
+        """Runs up to so many steps; what the host looks at after them."""
         planner = self.strategy.planner
         cut = jnp.asarray(self.replay.take_cut())
         if self._announce("decode", planner):
@@ -235,17 +216,22 @@ class Generation:
         begin = time.perf_counter()
         burst = _read(self.engine.decode(self.table, cut, steps, planner))
         self.decode_s += time.perf_counter() - begin
-        events = self.replay.play(burst)
-        for event in events:
-            self.on_token(event)
-        self._count(burst, len(events))
-        self._free(burst["roots"])
-        return bool(burst["overflow"])
+        return burst
+
+    def _can_run_ahead(self, burst: dict[str, Any]) -> bool:
+        """True if the next burst does not depend on the replay of this one."""
+        running = all(
+            burst["roots"][slot] < self.capacity.nodes for slot in self.active
+        )
+        idle = self.waiting or not self.active or burst["overflow"]
+        return self.runs_ahead and running and not idle and not self.replay.has_cut
 
     def _count(self, burst: dict[str, Any], num_tokens: int) -> None:
         status = self.status
         tokens = status.generated_tokens + num_tokens
-        tree_reads, path_reads = (int(x) for x in burst["kv_tokens"])
+        reads = (int(x) for x in burst["kv_tokens"])
+        counted = status.kv_tokens_read, status.kv_tokens_read_per_sequence
+        tree, paths = (a + b for a, b in zip(counted, reads, strict=True))
         pages_used = self.capacity.pages - int(burst["num_free_pages"])
         self.most_pages = max(self.most_pages, pages_used)
         self.status = dataclasses.replace(
@@ -254,10 +240,10 @@ class Generation:
             tokens_per_s=tokens / self.decode_s,
             live_branches=int((burst["row_node"] < self.capacity.nodes).sum()),
             pages_used=pages_used,
-            kv_tokens_read=status.kv_tokens_read + tree_reads,
-            kv_tokens_read_per_sequence=(
-                status.kv_tokens_read_per_sequence + path_reads
-            ),
+            kv_tokens_read=tree,
+            kv_tokens_read_per_sequence=paths,
+            kv_bytes_read=kv_bytes(tree, self.sizes),
+            kv_bytes_read_per_sequence=kv_bytes(paths, self.sizes),
         )
         self._report("decode", "")
 
@@ -318,9 +304,20 @@ class Generation:
         self.on_status(self.status)
 
 
+def _attention_sizes(model: Any) -> AttentionSizes:
+    config = model.config
+    return AttentionSizes(
+        num_q_heads=config.num_q_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        itemsize=jnp.dtype(model.dtype).itemsize,
+        num_layers=config.num_layers,
+    )
+
+
 def _read(state: DecodeState) -> dict[str, Any]:
     """What the host looks at after a burst, in one transfer."""
-    return jax.device_get(
+    burst = jax.device_get(
         {
             "log": state.log,
             "step": state.step,
@@ -331,3 +328,4 @@ def _read(state: DecodeState) -> dict[str, Any]:
             "overflow": state.tree.overflow,
         }
     )
+    return burst | {"log": StepLog.unpack(burst["log"])}

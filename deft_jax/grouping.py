@@ -120,8 +120,7 @@ def group(tree: Tree, slots: Slots, *, tile_queries: int | None = None) -> Group
         Masks, order and work lists; every shape is a capacity.
     """
     number, rank = query_ranks(tree, slots.node)
-    rows = jnp.arange(rank.shape[0], dtype=jnp.int32)
-    order = jnp.zeros_like(rank).at[rank].set(rows, unique_indices=True)
+    order = _inverse(rank)
     slot_first, slot_end = _see_slots(tree, slots, number)
     return _list_work(
         order=order,
@@ -238,6 +237,15 @@ def query_ranks(tree: Tree, node: jax.Array) -> tuple[jax.Array, jax.Array]:
     number = jnp.where(node < size, number, size)
     below = jnp.sum(number[None] < number[:, None], axis=1, dtype=jnp.int32)
     return number, below + earlier_equal(number, jnp.ones_like(node, bool))
+
+
+def _inverse(rank: jax.Array) -> jax.Array:
+    """[Q] int32: the row of each rank, of a permutation."""
+    rows = jnp.arange(rank.shape[0], dtype=jnp.int32)
+    if rows.size**2 <= MAX_COMPARED:
+        here = rank[None] == rows[:, None]
+        return jnp.sum(jnp.where(here, rows[None], 0), axis=1, dtype=jnp.int32)
+    return jnp.zeros_like(rank).at[rank].set(rows, unique_indices=True)
 
 
 def slot_ranges(tree: Tree, number: jax.Array) -> tuple[jax.Array, jax.Array]:

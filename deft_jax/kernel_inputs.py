@@ -16,19 +16,33 @@ from deft_jax.schedule import Schedule, Tiling, make_schedule, query_positions
 Inputs = tuple[jax.Array, jax.Array, jax.Array, Schedule]
 
 
-def prepare(grouping: Grouping, spec: KernelSpec, rows: int = TILE_ROWS) -> Inputs:
+def prepare(
+    grouping: Grouping,
+    spec: KernelSpec,
+    rows: int = TILE_ROWS,
+    schedule: Schedule | None = None,
+) -> Inputs:
     """What the kernels need to know of a step, for all layers of these sizes.
 
     Args:
         grouping: of the step.
         spec: static sizes.
         rows: of a tile's half.
+        schedule: the work lists, by default those of `make_schedule`.
 
     Returns:
         masks [M * P // U + 1, mask_fields, U], row positions [T, halves, rows] and live
         queries [1], all int32, as in `grouped_partial_attention`, and the schedule.
     """
-    tiling = Tiling(
+    tiling = tiling_of(spec)
+    schedule = schedule or make_schedule(grouping, tiling, window=spec.window)
+    positions = _row_positions(grouping, spec, tiling, rows)
+    return _masks(grouping, spec), positions, grouping.num_live[None], schedule
+
+
+def tiling_of(spec: KernelSpec) -> Tiling:
+    """The sizes that work lists depend on."""
+    return Tiling(
         half_queries=spec.half_queries,
         halves=spec.halves,
         unit_tokens=spec.config.unit_tokens,
@@ -36,9 +50,6 @@ def prepare(grouping: Grouping, spec: KernelSpec, rows: int = TILE_ROWS) -> Inpu
         num_kv_heads=spec.num_kv_heads,
         num_workers=spec.num_workers,
     )
-    schedule = make_schedule(grouping, tiling, window=spec.window)
-    positions = _row_positions(grouping, spec, tiling, rows)
-    return _masks(grouping, spec), positions, grouping.num_live[None], schedule
 
 
 def _masks(grouping: Grouping, spec: KernelSpec) -> jax.Array:

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from deft_jax.append import append
+from deft_jax.attention_method import AttentionMethod
 from deft_jax.decode_state import Chunk, DecodeState, Rows
 from deft_jax.forward import Model, forward
 from deft_jax.tree import NO_NODE, branch, choose, replace
@@ -15,7 +16,7 @@ def prefill(
     state: DecodeState,
     chunk: Chunk,
     *,
-    implementation: str | None,
+    method: AttentionMethod,
 ) -> DecodeState:
     """Feeds a chunk of prompts: the same step, many query tokens per node.
 
@@ -32,9 +33,7 @@ def prefill(
     tree, slots = append(tree, node, chunk.token)
     fits = tree.overflow == 0
     tree = choose(fits, tree, replace(state.tree, overflow=tree.overflow))
-    hidden, pool, _ = forward(
-        model, tree, state.pool, slots, chunk.token, implementation
-    )
+    hidden, pool, _ = forward(model, tree, state.pool, slots, chunk.token, method)
     fresh = (chunk.last >= 0) & fits
     last = jnp.maximum(chunk.last, 0)
     rows = Rows(

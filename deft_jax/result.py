@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from deft_jax.errors import DeftError
+from deft_jax.io_account import saved
 
 if TYPE_CHECKING:
     import networkx
@@ -64,6 +65,8 @@ class Status:
         kv_tokens_read: cached tokens read by the decode steps so far.
         kv_tokens_read_per_sequence: cached tokens that attention over one sequence
             at a time would have read for the same steps.
+        kv_bytes_read: bytes of the keys and values of the former, in all layers.
+        kv_bytes_read_per_sequence: bytes of the latter.
     """
 
     phase: Phase
@@ -78,13 +81,13 @@ class Status:
     pages_total: int = 0
     kv_tokens_read: int = 0
     kv_tokens_read_per_sequence: int = 0
+    kv_bytes_read: int = 0
+    kv_bytes_read_per_sequence: int = 0
 
     @property
     def kv_read_saved(self) -> float:
         """Share of the KV reads that the tree saved, from 0 to 1."""
-        if not self.kv_tokens_read_per_sequence:
-            return 0.0
-        return 1.0 - self.kv_tokens_read / self.kv_tokens_read_per_sequence
+        return saved(self.kv_tokens_read, self.kv_tokens_read_per_sequence)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every counter under its own name, ready for JSON."""

@@ -55,17 +55,30 @@ def sample(
       seen: gives [B, V] bool, true for tokens on the path of a row; called only
         where some row has a repetition penalty.
     """
-    adjusted = _adjust(logits, rows, seen)
-    greedy = argmax(_without_nan(adjusted))
+    adjusted = _without_nan(_adjust(logits, rows, seen))
+    greedy = argmax(adjusted)
     is_random = rows.temperature > 0
 
     def draw() -> jax.Array:
         uniform = _uniform(rows.seed, stream, position)
-        drawn = _draw(_without_nan(adjusted), greedy, rows, uniform)
+        drawn = _draw(adjusted, greedy, rows, uniform)
         return jnp.where(is_random, drawn, greedy)
 
     token = lax.cond(jnp.any(is_random), draw, lambda: greedy)
     return Sampled(token=token, logprob=_log_softmax_at(logits, token))
+
+
+def sample_greedily(logits: jax.Array) -> Sampled:
+    """What `sample` gives where all rows are neutral and of temperature 0."""
+    token = argmax(_without_nan(logits))
+    return Sampled(token=token, logprob=_log_softmax_at(logits, token))
+
+
+def is_greedy(rows: SamplingRows, vocab_size: int) -> jax.Array:
+    """[] bool: whether all rows are neutral and of temperature 0."""
+    has_bias = jnp.any(rows.bias_token < vocab_size)
+    has_penalty = jnp.any(rows.repetition_penalty != 1)
+    return ~(has_bias | has_penalty | jnp.any(rows.temperature > 0))
 
 
 def _adjust(

@@ -13,6 +13,7 @@ mask; seen by both halves of the tile; by the first half only; by the second onl
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -97,10 +98,32 @@ def make_schedule(
         tiling: static sizes.
         window: as in `tree_attention`; units that are too far back are left out.
     """
-    classes = _classify(grouping, tiling, window)
+    classes = classify(grouping, tiling, window)
     unit, ends = _list_units(classes)
-    tile, positions = _describe_tiles(ends, classes.shape[1], tiling)
-    worker, pieces = _share(tile, positions, grouping.num_live, tiling)
+    tile, positions = describe_tiles(ends, classes.shape[1], tiling)
+    return share(unit, tile, positions, even_cut, grouping.num_live, tiling)
+
+
+def share(
+    unit: jax.Array,
+    tile: jax.Array,
+    positions: jax.Array,
+    make_cut: "Callable[[jax.Array, int], Cut]",
+    num_live: jax.Array,
+    tiling: Tiling,
+) -> Schedule:
+    """The schedule whose units and tiles are known.
+
+    Args:
+        unit: as `Schedule.unit`.
+        tile: as `Schedule.tile`.
+        positions: [T] int32, positions of each tile, as `describe_tiles` gives them.
+        make_cut: from the positions of all heads' tiles and the number of workers to
+            the shares, such as `even_cut`.
+        num_live: [] int32, live queries.
+        tiling: static sizes.
+    """
+    worker, pieces = _share(tile, positions, make_cut, num_live, tiling)
     worker = jnp.concatenate(
         [worker, _first_units(worker, unit, len(tile), tiling)], axis=1
     )
@@ -111,7 +134,7 @@ def make_schedule(
     return Schedule(unit=unit, tile=tile, worker=worker, pieces=pieces, flags=flags)
 
 
-def _classify(grouping: Grouping, tiling: Tiling, window):
+def classify(grouping: Grouping, tiling: Tiling, window: int | None) -> jax.Array:
     """[T, E] int32: class of each unit for each tile, NUM_CLASSES where it sees none.
 
     Rows past the live queries are written as zeros whatever they see, so a unit is seen
@@ -277,7 +300,7 @@ def _sum_before(x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.tril(square, -1), axis=-1, dtype=x.dtype)
 
 
-def _describe_tiles(ends, num_units: int, tiling: Tiling):
+def describe_tiles(ends: jax.Array, num_units: int, tiling: Tiling):
     """`Schedule.tile` and [T] int32 positions per tile, at least one for each.
 
     A tile that sees nothing has one position and no block, so that somebody writes its
@@ -310,25 +333,61 @@ def _first_units(worker, unit, num_tiles: int, tiling: Tiling):
     return jax.vmap(units)(jnp.arange(len(worker), dtype=jnp.int32), worker)
 
 
-def _share(tile_fields, positions, num_live, tiling: Tiling):
-    """`Schedule.worker` and `Schedule.pieces`: an even split of all heads' blocks."""
-    num_tiles, workers = positions.shape[0], tiling.num_workers
-    upto = exclusive_cumsum(positions)
-    per_head = upto[-1]
-    total = per_head * tiling.num_kv_heads
+class Cut(NamedTuple):
+    """Which positions each worker gets.
+
+    Attributes:
+        bound: [W + 1] int32, worker `w` gets `bound[w] : bound[w + 1]`.
+        worker_of: from positions to the workers that get them.
+    """
+
+    bound: jax.Array
+    worker_of: Callable[[jax.Array], jax.Array]
+
+
+def even_cut(total: jax.Array, workers: int) -> Cut:
+    """Shares that differ by one position at most.
+
+    Args:
+        total: [] int32, positions.
+        workers: shares.
+    """
     each, rest = total // workers, total % workers
     bound = jnp.arange(workers + 1, dtype=jnp.int32)
-    bound = bound * each + jnp.minimum(bound, rest)
-
-    def locate(position):
-        head, within = position // per_head, position % per_head
-        tile = jnp.sum(upto[None, 1:] <= within[:, None], axis=1, dtype=jnp.int32)
-        return head, tile, within - upto[tile]
 
     def worker_of(position):
         long = rest * (each + 1)
         later = rest + (position - long) // jnp.maximum(each, 1)
         return jnp.where(position < long, position // (each + 1), later)
+
+    return Cut(bound * each + jnp.minimum(bound, rest), worker_of)
+
+
+def cut_at(bound: jax.Array) -> Cut:
+    """Shares of any size; workers without one come last.
+
+    Args:
+        bound: [W + 1] int32, from 0 to the number of positions, rising but at the end.
+    """
+
+    def worker_of(position):
+        ends = bound[1:].reshape(*[1] * position.ndim, -1)
+        return jnp.sum(ends <= position[..., None], axis=-1, dtype=jnp.int32)
+
+    return Cut(bound, worker_of)
+
+
+def _share(tile_fields, positions, make_cut, num_live, tiling: Tiling):
+    """`Schedule.worker` and `Schedule.pieces`."""
+    num_tiles, workers = positions.shape[0], tiling.num_workers
+    upto = exclusive_cumsum(positions)
+    per_head = upto[-1]
+    bound, worker_of = make_cut(per_head * tiling.num_kv_heads, workers)
+
+    def locate(position):
+        head, within = position // per_head, position % per_head
+        tile = jnp.sum(upto[None, 1:] <= within[:, None], axis=1, dtype=jnp.int32)
+        return head, tile, within - upto[tile]
 
     head, tile, position = locate(bound[:-1])
     last_head, last_tile, _ = locate(bound[1:] - 1)

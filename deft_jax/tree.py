@@ -155,6 +155,15 @@ def earlier_equal(key: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.sum(same & (rows[:, None] > rows[None, :]), axis=1, dtype=jnp.int32)
 
 
+def earlier_true(mask: jax.Array) -> jax.Array:
+    """[..., n] int32: how many earlier entries of the last axis are true.
+
+    1 0 1 1  ->  0 1 1 2
+    """
+    square = jnp.broadcast_to(mask[..., None, :], (*mask.shape, mask.shape[-1]))
+    return jnp.sum(jnp.tril(square, -1), axis=-1, dtype=jnp.int32)
+
+
 def branch(
     tree: Tree, parent: jax.Array, mask: jax.Array, draft: jax.Array | None = None
 ) -> tuple[Tree, jax.Array]:

@@ -48,7 +48,8 @@ def tree_attention_mosaic(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of `q` [Q, H, D] over the pages; see `tree_attention`."""
     spec = make_spec(q, k_pages, logits, config=config, num_workers=num_workers)
-    prepared = prepare(grouping, spec)
+    with jax.named_scope("grouping"):
+        prepared = prepare(grouping, spec)
     return attend(spec, q, k_pages, v_pages, prepared, interpret=interpret)
 
 

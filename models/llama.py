@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from deft_jax.projections import Projections
+
 from .config import LlamaConfig
 from .weights import LAYER_SOURCES, Progress, Read, read_weights, weight_shapes
 
@@ -18,15 +20,11 @@ from .weights import LAYER_SOURCES, Progress, Read, read_weights, weight_shapes
 class Attention(Protocol):
     """What a layer asks of the decoder: store the step's KV, then attend."""
 
-    def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: Any
-    ) -> tuple[jax.Array, Any]:
-        """Returns the attention output and the layer's new cache.
+    def __call__(self, heads: Projections, cache: Any) -> tuple[jax.Array, Any]:
+        """Returns the attention output [Q, H, D] and the layer's new cache.
 
         Args:
-            q: [Q, H, D], rotary positions applied.
-            k: [Q, K, D], rotary positions applied.
-            v: [Q, K, D].
+            heads: of the query tokens, rotary positions not yet applied.
             cache: the layer's own, any pytree.
         """
         ...
@@ -58,10 +56,8 @@ class Layer(nnx.Module):
         config = self.config
         qkv = rms_norm(x, self.attention_norm[...], config.rms_eps) @ self.qkv[...]
         heads = qkv.reshape(x.shape[0], -1, config.head_dim)
-        split = config.num_q_heads, config.num_q_heads + config.num_kv_heads
-        q, k, v = jnp.split(heads, split, axis=1)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        mixed, cache = attention(q, k, v, cache)
+        projections = Projections(heads, cos, sin, config.num_kv_heads)
+        mixed, cache = attention(projections, cache)
         x = x + mixed.reshape(x.shape[0], -1) @ self.out[...]
         hidden = rms_norm(x, self.mlp_norm[...], config.rms_eps) @ self.gate_up[...]
         gate, up = jnp.split(hidden, 2, axis=1)
@@ -166,7 +162,13 @@ class Llama(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[Q, E] hidden states to [Q, V] float32 logits."""
-        return jnp.dot(hidden, self.head[...], preferred_element_type=jnp.float32)
+        rows = hidden.shape[0]
+        if rows == 1 and jax.default_backend() == "gpu":
+            # A single row becomes a product of a matrix and a vector in float32, for
+            # which XLA converts the whole head in every step.
+            hidden = jnp.concatenate([hidden, hidden])
+        logits = jnp.dot(hidden, self.head[...], preferred_element_type=jnp.float32)
+        return logits[:rows]
 
     def _embed(self, tokens):
         if self.embedding is not None:
@@ -190,17 +192,10 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 def rotary_tables(
     config: LlamaConfig, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [Q, 1, D / 2] float32 of positions [Q]."""
+    """Cosines and sines [Q, D / 2] float32 of positions [Q]."""
     inverse = jnp.asarray(config.inverse_frequencies(), jnp.float32)
     angles = positions.astype(jnp.float32)[:, None] * inverse[None]
-    return jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary embedding of x [Q, heads, D], whose halves are the pairs' two parts."""
-    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
-    return turned.astype(x.dtype)
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 @jax.jit(static_argnums=(1, 2))

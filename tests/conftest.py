@@ -21,6 +21,8 @@ COMPILATION_CACHE = {
     "jax_persistent_cache_min_compile_time_secs": 0.2,
 }
 
+MANY_MAPPINGS = 25_000
+
 hypothesis.settings.register_profile("local", deadline=None, max_examples=30)
 hypothesis.settings.register_profile(
     "ci", deadline=None, max_examples=30, derandomize=True, print_blob=True
@@ -36,6 +38,18 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in options.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs() -> Iterator[None]:
+    """Drops compiled programs before their mappings of memory run out.
+
+    Every program on a CPU has some, and a process may have 65 530; LLVM crashes then.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and len(mappings.read_text().splitlines()) > MANY_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

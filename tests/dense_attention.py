@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from deft_jax.models.config import LlamaConfig
 from deft_jax.models.llama import Llama
+from deft_jax.projections import Projections
 
 Cache = dict[str, jax.Array]
 """`k` and `v` of one layer, [T, K, D] each, of the T tokens so far."""
@@ -16,13 +17,12 @@ def empty_caches(config: LlamaConfig, dtype: jnp.dtype) -> tuple[Cache, ...]:
     return tuple({"k": empty, "v": empty} for _ in range(config.num_layers))
 
 
-def dense_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache
-) -> tuple[jax.Array, Cache]:
+def dense_attention(heads: Projections, cache: Cache) -> tuple[jax.Array, Cache]:
     """Causal attention of Q tokens that follow the T tokens of the cache.
 
     Computes in float32; the output [Q, H, D] has the dtype of q.
     """
+    q, k, v = heads.rotated()
     cache = {"k": jnp.append(cache["k"], k, 0), "v": jnp.append(cache["v"], v, 0)}
     num_queries, num_heads, head_dim = q.shape
     groups = q.reshape(num_queries, k.shape[1], num_heads // k.shape[1], head_dim)

@@ -58,7 +58,8 @@ def test_the_sanitizer_must_have_said_that_all_is_well(folder: Path, monkeypatch
 
 def test_reads_must_be_near_the_bytes_there_are(monkeypatch):
     good, bad = '{"ratio": 1.03}\n', '{"ratio": 1.3}\n'
-    for output, passes in ((3 * good, True), (2 * good, False), (2 * good + bad, False)):
+    cases = ((3 * good, True), (2 * good, False), (2 * good + bad, False))
+    for output, passes in cases:
         monkeypatch.setattr(check_gpu, "run", lambda *_, output=output: output)
         assert check_gpu.check_dram(jobs=1, seconds=1.0) is passes
     monkeypatch.setattr(check_gpu, "run", lambda *_: "no ncu")

@@ -119,6 +119,7 @@ def test_status_counts_the_reads_that_were_saved():
     status = Status(phase="done", kv_tokens_read=25, kv_tokens_read_per_sequence=100)
     assert status.kv_read_saved == 0.75
     assert status.to_dict()["kv_read_saved"] == 0.75
+    assert {"kv_bytes_read", "kv_bytes_read_per_sequence"} < set(status.to_dict())
     assert Status(phase="compile").kv_read_saved == 0.0
 
 

@@ -168,8 +168,9 @@ def dense_logits(model: Llama, tokens: jax.Array) -> jax.Array:
 _dense_logits = jax.jit(dense_logits)
 
 
-def _causal_attention(q, k, v, cache):
+def _causal_attention(heads, cache):
     """Softmax attention of q [L, H, D] over k, v [L, K, D], in the plainest form."""
+    q, k, v = heads.rotated()
     repeat = q.shape[1] // k.shape[1]
     k, v = (jnp.repeat(x, repeat, axis=1) for x in (k, v))
     logits = jnp.einsum("qhd,khd->hqk", q, k) / q.shape[2] ** 0.5

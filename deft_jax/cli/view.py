@@ -50,7 +50,7 @@ class View:
 
 
 def counters(status: Status) -> str:
-    """Return the counters of decoding on one line."""
+    """Return the counters of decoding on one line, bytes of KV once it is done."""
     parts = [
         count(status.generated_tokens, "token"),
         f"{status.tokens_per_s:.1f} tokens/s",
@@ -60,7 +60,21 @@ def counters(status: Status) -> str:
     ]
     if status.phase == "done":
         parts[2] = f"{status.elapsed_s:.1f} s"
+        parts[4] = (
+            f"KV read {_size(status.kv_bytes_read)}, one sequence at a time"
+            f" {_size(status.kv_bytes_read_per_sequence)},"
+            f" {status.kv_read_saved:.0%} saved"
+        )
     return " · ".join(parts)
+
+
+def _size(num_bytes: float) -> str:
+    """Return a number of bytes in the largest decimal unit that it fills."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} PB"
 
 
 def outcome_lines(

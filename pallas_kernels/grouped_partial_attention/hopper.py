@@ -100,6 +100,7 @@ def grouped_partial_attention(
         num_threads=halves + 1,
         thread_name="warpgroup",
         scratch_types=_scratch(spec, q.dtype),
+        kernel_name="grouped_partial_attention",
         compiler_params=COMPILER_PARAMS,
         **({} if interpret is None else {"interpret": interpret}),
     )

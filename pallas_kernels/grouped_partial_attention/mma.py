@@ -107,6 +107,7 @@ def grouped_partial_attention(
         grid=(spec.num_workers,),
         grid_names=("worker",),
         scratch_types=_scratch(spec, rows, q.dtype, bulk),
+        kernel_name="grouped_partial_attention",
         compiler_params=COMPILER_PARAMS,
         **({} if interpret is None else {"interpret": interpret}),
     )

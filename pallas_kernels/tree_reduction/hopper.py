@@ -75,6 +75,7 @@ def tree_reduction(
             plgpu.SMEM(final, out.dtype),
             plgpu.SMEM((TILE_ROWS,), jnp.float32),
         ],
+        kernel_name="tree_reduction",
         compiler_params=COMPILER_PARAMS,
         **({} if interpret is None else {"interpret": interpret}),
     )

@@ -47,6 +47,7 @@ def tree_reduction(
         out_type=[],
         grid=(spec.head_dim // columns, spec.num_pairs),
         grid_names=("columns", "pair"),
+        kernel_name="tree_reduction",
         compiler_params=COMPILER_PARAMS,
         **({} if interpret is None else {"interpret": interpret}),
     )

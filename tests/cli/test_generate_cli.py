@@ -17,6 +17,7 @@ COMMAND = Path(sysconfig.get_path("scripts")) / "deft-jax"
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
 DEADLINE_S = 300
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,13 @@ def test_json_holds_every_branch(environment):
     assert [branch["text"] for branch in tree["branches"]] == [ANSWER] * 3
     assert {branch["finish_reason"] for branch in tree["branches"]} == {"stop"}
     assert [node["parent"] for node in tree["nodes"]] == [None, 0, 0, 0]
-    assert 0 < tree["stats"]["kv_read_saved"] < 1
+    stats = tree["stats"]
+    token_bytes = stats["kv_bytes_read"] / stats["kv_tokens_read"]
+    assert token_bytes == 2 * 3 * 64 * 30 * ITEMSIZE[document["dtype"]]
+    paths_bytes = token_bytes * stats["kv_tokens_read_per_sequence"]
+    assert stats["kv_bytes_read_per_sequence"] == paths_bytes
+    assert 0 < stats["kv_read_saved"] == 1 - stats["kv_bytes_read"] / paths_bytes < 1
+    assert "% saved" in process.stderr.splitlines()[-1]
     assert document["interrupted"] is False
     assert document["sampling"]["temperature"] == 0
     assert all(line.startswith("deft-jax: ") for line in process.stderr.splitlines())

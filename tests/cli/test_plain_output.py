@@ -3,6 +3,7 @@ import json
 import pytest
 
 from deft_jax.cli.plain_output import JsonOutput, TextStream, TreeOutput
+from deft_jax.cli.view import counters
 from deft_jax.result import GenerationTree, Status, TokenEvent, TreeNode
 
 
@@ -24,7 +25,13 @@ def make_tree(*texts, notice=None):
         TreeNode(id=i, parent=0, tokens=(1,), text=text, logprobs=(-1.0 / i,))
         for i, text in enumerate(texts, 1)
     ]
-    stats = Status(phase="done", elapsed_s=1.25, generated_tokens=2)
+    stats = Status(
+        phase="done",
+        elapsed_s=1.25,
+        generated_tokens=2,
+        kv_bytes_read=25,
+        kv_bytes_read_per_sequence=100,
+    )
     return GenerationTree(
         request=0, prompt="p", nodes=(root, *leaves), stats=stats, notice=notice
     )
@@ -80,6 +87,9 @@ def test_json_is_one_document(capsys):
     document = json.loads(output.out)
     assert document["model"] == "m"
     assert document["results"][0]["branches"][0]["text"] == "one \u2028北"
+    stats = document["results"][0]["stats"]
+    assert stats["kv_bytes_read"] == 25
+    assert stats["kv_bytes_read_per_sequence"] == 100
     assert output.out.isascii()
     assert output.err == "deft-jax: reading\n"
 
@@ -95,5 +105,27 @@ def test_progress_is_a_line_per_phase(capsys):
         "deft-jax: loaded 3 tensors",
         "deft-jax: compile now",
         "deft-jax: prefill now",
-        "deft-jax: 0 tokens · 0.0 tokens/s · 0.0 s · KV pages 0/0 · KV reads saved 0%",
+        "deft-jax: 0 tokens · 0.0 tokens/s · 0.0 s · KV pages 0/0 · "
+        "KV read 0 B, one sequence at a time 0 B, 0% saved",
     ]
+
+
+@pytest.mark.parametrize(
+    ("tree", "paths", "expected"),
+    [
+        (250, 999, "250 B, one sequence at a time 999 B, 75% saved"),
+        (999.7, 4e3, "1 kB, one sequence at a time 4 kB, 75% saved"),
+        (31e6, 123.9e9, "31 MB, one sequence at a time 124 GB, 100% saved"),
+        (12.4e12, 59.96e12, "12.4 TB, one sequence at a time 60 TB, 79% saved"),
+        (2e15, 2e15, "2 PB, one sequence at a time 2 PB, 0% saved"),
+    ],
+)
+def test_summary_shows_the_bytes_of_kv(tree, paths, expected):
+    status = Status(
+        phase="done",
+        kv_tokens_read=tree,
+        kv_tokens_read_per_sequence=paths,
+        kv_bytes_read=tree,
+        kv_bytes_read_per_sequence=paths,
+    )
+    assert counters(status).endswith(f"KV read {expected}")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deft_jax.append import append
+from deft_jax.attention_method import TreeMethod
 from deft_jax.forward import forward
 from deft_jax.kv_pool import create_pool
 from deft_jax.models.llama import Llama
@@ -18,7 +19,7 @@ NODES, PAGES, PAGE_SIZE = 2, 8, 6
 @jax.jit
 def _step(model, tree, pool, node, token):
     tree, slots = append(tree, node, token)
-    hidden, pool, _ = forward(model, tree, pool, slots, token, None)
+    hidden, pool, _ = forward(model, tree, pool, slots, token, TreeMethod())
     return tree, pool, model.logits(hidden)
 
 
