@@ -25,8 +25,8 @@ PIP_INPUTS := pyproject.toml $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types check-wheel check-kernels check-newest-jax
-.PHONY: format lock clean
+.PHONY: help demo test lint types check-wheel check-bench check-kernels
+.PHONY: check-newest-jax format lock clean
 
 help: ## print these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -54,6 +54,9 @@ check-wheel: $(VENV)/test.stamp $(WHEEL_VENV)/pyvenv.cfg ## build, install and t
 	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) dist/*.whl
 	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
 	$(WHEEL_VENV)/bin/python -I scripts/smoke_test_wheel.py
+
+check-bench: $(VENV)/test.stamp ## run the benchmarks in their quick form
+	$(VENV)/bin/python scripts/check_bench.py build/bench
 
 check-kernels: $(KERNEL_VENV)/test.stamp ## compile the kernels for an H100, without one
 	$(KERNEL_VENV)/bin/python -m pytest -m cuda_compile tests/pallas_kernels

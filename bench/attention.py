@@ -37,6 +37,9 @@ from pathlib import Path
 
 import jax
 
+from deft_jax.errors import DeftError
+from deft_jax.implementations import compute_capability
+
 from .attention_cases import Case, select_cases
 from .attention_programs import DTYPE, LOOP_CALLS, Programs, build
 from .gpu_ceilings import Ceilings, measure_ceilings
@@ -74,10 +77,10 @@ class Options:
         loop: whether the wall time of whole calls is measured.
     """
 
-    implementation: str
-    page_size: int
-    repeats: int
-    loop: bool
+    implementation: str = "mosaic_gpu"
+    page_size: int = 16
+    repeats: int = 10
+    loop: bool = True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,22 +89,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     parser.add_argument("--cases", default="all", help="numbers, as in 0,3,5")
     parser.add_argument("--quick", action="store_true", help="no wall times")
-    parser.add_argument("--implementation", default="mosaic_gpu")
-    parser.add_argument("--page-size", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--implementation", default=Options.implementation)
+    parser.add_argument("--page-size", type=int, default=Options.page_size)
+    parser.add_argument("--repeats", type=int, default=Options.repeats)
     given = parser.parse_args(arguments)
     try:
         cases = select_cases(given.cases)
-    except ValueError as error:
+        check_device()
+    except DeftError as error:
         parser.error(str(error))
     options = Options(
         given.implementation, given.page_size, given.repeats, not given.quick
     )
-    timer = KernelTimer(record_kernels, l2_eviction())
-    ceilings = measure_ceilings(timer, options.repeats)
-    report = run(cases, options, timer, ceilings, given.out)
+    report = measure_all(cases, options, given.out)
     print_table(report["cases"])
     return int(any("error" in row for row in report["cases"]))
+
+
+def check_device() -> None:
+    """Checks that there is a GPU, before anything is compiled.
+
+    Raises:
+        DeftError: there is none.
+    """
+    if compute_capability() is None:
+        raise DeftError(
+            "the attention benchmark takes the times of kernels from an NVIDIA GPU, got"
+            f" {jax.default_backend()}; other devices have the decode benchmarks"
+        )
+
+
+def measure_all(cases: Sequence[Case], options: Options, out: Path) -> dict:
+    """Measures the device's ceilings, then the cases, as `run` does."""
+    timer = KernelTimer(record_kernels, l2_eviction())
+    ceilings = measure_ceilings(timer, options.repeats)
+    return run(cases, options, timer, ceilings, out)
 
 
 def run(

@@ -5,6 +5,8 @@ import itertools
 import json
 from pathlib import Path
 
+from deft_jax.errors import DeftError
+
 PEERS = Path(__file__).parent / "workloads" / "attention_peers.json"
 """Times of other libraries' tree attention on one H100, how they were taken, and the
 trees. Children are spread evenly over the level above; one query per leaf."""
@@ -77,7 +79,7 @@ def select_cases(choice: str) -> list[Case]:
         choice: "all", or numbers with commas between them, as in "0,3,5".
 
     Raises:
-        ValueError: it is neither.
+        DeftError: it is neither.
     """
     cases = all_cases()
     if choice == "all":
@@ -87,7 +89,7 @@ def select_cases(choice: str) -> list[Case]:
     except ValueError:
         numbers = []
     if not numbers or not all(0 <= number < len(cases) for number in numbers):
-        raise ValueError(
+        raise DeftError(
             f'cases must be "all" or numbers below {len(cases)} with commas between '
             f"them, got {choice!r}"
         )

@@ -20,7 +20,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,37 +61,42 @@ class Ceilings:
     weight_pass_gbs: float
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark and prints card, ceilings, table and one JSON line."""
     parser = argparse.ArgumentParser(description="CPU benchmark")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="also write the JSON here")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    report = run(options.repeats)
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+    return 0
 
+
+def run(repeats: int) -> dict:
+    """Measures everything; prints card, ceilings and table, and returns the report."""
     begin = time.perf_counter()
     model, tokenizer = load_model(MODEL, dtype=jnp.float32)
     load_s = time.perf_counter() - begin
     console = Console(width=100)
     card = _card() | {"model": MODEL, "dtype": "float32", "load_s": round(load_s, 2)}
     console.print(card)
-    ceilings = measure_ceilings(model, options.repeats)
+    ceilings = measure_ceilings(model, repeats)
     console.print(dataclasses.asdict(ceilings))
     prompt = (tokenizer.encode(PROMPT) * 40)[:PROMPT_TOKENS]
     engine = Engine(model, tokenizer)
-    runs = [measure(engine, prompt, n, ceilings, options.repeats) for n in BRANCHES]
+    runs = [measure(engine, prompt, n, ceilings, repeats) for n in BRANCHES]
     console.print(_table(runs))
-    report = card | {
+    return card | {
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
-        "repeats": options.repeats,
+        "repeats": repeats,
         "ceilings": dataclasses.asdict(ceilings),
         "runs": runs,
         "n16_over_n1": round(runs[1]["tokens_per_s"] / runs[0]["tokens_per_s"], 2),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
 
 
 def measure_ceilings(model: Llama, repeats: int) -> Ceilings:

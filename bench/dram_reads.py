@@ -18,6 +18,8 @@ from pathlib import Path
 
 import jax
 
+from deft_jax.errors import DeftError
+
 from .attention import facts
 from .attention_cases import Case, select_cases
 from .attention_programs import build
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         cases = select_cases(given.cases)
-    except ValueError as error:
+    except DeftError as error:
         parser.error(str(error))
     if given.attend:
         attend(cases[0])

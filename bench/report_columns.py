@@ -90,7 +90,7 @@ TABLES: dict[str, Sequence[Column]] = {
         PEAK,
         Column("weights", "GB", "weight_bytes", GIGA),
         Column("unique KV", "MB/step", "kv_bytes", MEGA),
-        Column("partials written", "MB/step", "partial_bytes", MEGA),
+        Column("partial results", "MB/step", "partial_bytes", MEGA),
         Column("operations", "GFLOP/step", "flops", GIGA),
         Column("roofline", "ms", "roofline_ms"),
         ROOFLINE,

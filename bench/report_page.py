@@ -4,7 +4,7 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from .plots import Plot
 from .report_columns import TABLES, Column
@@ -26,6 +26,22 @@ TEMPLATES = Path(__file__).parent / "html"
 
 def render_page(report: dict, plots: Sequence[Plot]) -> str:
     """The page as HTML; plots are embedded."""
+    groups = make_groups(report)
+    return load_template("report.html.jinja").render(
+        heading="deft-jax benchmark",
+        where=conditions(report),
+        facts=card_facts(report),
+        summary=summary(groups),
+        plots=embedded(plots),
+        tables={name: _table(columns, groups) for name, columns in TABLES.items()},
+        columns=TABLES,
+        runs=len(report.get("runs", [])),
+        failures=sum(bool(run.get("error")) for run in report.get("runs", [])),
+    )
+
+
+def load_template(name: str) -> Template:
+    """A template of a page, which escapes what it is given."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -33,17 +49,12 @@ def render_page(report: dict, plots: Sequence[Plot]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    groups = make_groups(report)
-    return environment.get_template("report.html.jinja").render(
-        where=conditions(report),
-        facts=card_facts(report),
-        summary=summary(groups),
-        plots=[(_embedded(plot.path), plot.caption) for plot in plots],
-        tables={name: _table(columns, groups) for name, columns in TABLES.items()},
-        columns=TABLES,
-        runs=len(report.get("runs", [])),
-        failures=sum(bool(run.get("error")) for run in report.get("runs", [])),
-    )
+    return environment.get_template(name)
+
+
+def embedded(plots: Sequence[Plot]) -> list[tuple[str, str]]:
+    """Images as data, and their captions."""
+    return [(_as_data(plot.path), plot.caption) for plot in plots]
 
 
 def summary(groups: Sequence[Group]) -> list[dict]:
@@ -91,6 +102,6 @@ def _rows(
     ]
 
 
-def _embedded(path: Path) -> str:
+def _as_data(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return f"data:image/png;base64,{data}"

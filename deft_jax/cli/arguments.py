@@ -1,12 +1,12 @@
-"""The options of the command line and the limits of their values."""
+"""The options of the command line."""
 
 import argparse
-import re
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from deft_jax.attention_heads import HEADS
+from deft_jax.cli.bench_arguments import add_bench
+from deft_jax.cli.converters import integer, integers, non_empty, number, pattern
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -66,66 +66,19 @@ def build_parser() -> OneLineParser:
             " loses little.",
         )
     )
+    add_bench(
+        commands.add_parser(
+            "bench",
+            help="measure decoding against other methods and write a report",
+            description="Decode the trees of a workload with several methods, print a"
+            " table and one JSON line, and write a page with plots.",
+            epilog="The JSON is written after each run. docs/benchmarks.md says what"
+            " the numbers mean.",
+        ),
+        DEFAULT_MODEL,
+        _MODEL_HELP,
+    )
     return parser
-
-
-def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    """Return a converter to an integer from `minimum` to `maximum`, both included."""
-    limits = f"of at least {minimum}"
-    if maximum is not None:
-        limits = f"from {minimum} to {maximum}"
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = minimum - 1
-        if value < minimum or (maximum is not None and value > maximum):
-            raise argparse.ArgumentTypeError(
-                f"expected an integer {limits}, got {text!r}"
-            )
-        return value
-
-    return convert
-
-
-def integers(minimum: int) -> Callable[[str], list[int]]:
-    """Return a converter to integers of at least `minimum` with commas between them."""
-    convert = integer(minimum)
-    return lambda text: [convert(part) for part in text.split(",")]
-
-
-def number(expected: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
-    """Return a converter to a number for which `is_valid` holds."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not is_valid(value):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-        return value
-
-    return convert
-
-
-def pattern(text: str) -> str:
-    """Return a regular expression that compiles."""
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(
-            f"expected a regular expression, got {text!r}: {error}"
-        ) from None
-    return text
-
-
-def non_empty(text: str) -> str:
-    """Return a text of at least one character."""
-    if not text:
-        raise argparse.ArgumentTypeError("expected at least 1 character, got ''")
-    return text
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:

@@ -55,6 +55,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     # Wrong arguments need not wait for the imports of the commands.
     if options.command == "generate":
         from deft_jax.cli.generate import generate as command
+    elif options.command == "bench":
+        from deft_jax.bench.command import bench as command
     elif options.command == "tune":
         from deft_jax.cli.tune import tune as command
     else:
