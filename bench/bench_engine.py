@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax.decode_state import DecodeState
-from deft_jax.engine import Engine, run_decode, run_prefill
+from deft_jax.engine import Engine, decode_program, run_prefill
 from deft_jax.strategy import Planner
 
 from .gpu_timing import Record
@@ -100,7 +100,7 @@ class BenchEngine(Engine):
         """As `Engine`, with the clock read and, where wanted, kernels recorded."""
         args = self.model, self.state, table, cut, jnp.int32(max_steps)
         static = {"planner": planner, "method": self.method}
-        program = self._program(planner, run_decode, args, **static)
+        program = self._program(planner, decode_program(), args, **static)
         # The first burst of a call is a single step, the second may be profiled.
         due = (len(self.bursts) - 1) % self.record_every == 0
         burst = Burst(time.perf_counter())

@@ -34,9 +34,6 @@ from .workload import (
     tree_workloads,
 )
 
-RECORD_EVERY = 4
-"""Of so many bursts of steps one is profiled, where trees are long."""
-
 
 def bench(options: argparse.Namespace) -> int:
     """Run the command and return its exit code: 1 if a run failed.
@@ -140,7 +137,6 @@ def make_setting(options: argparse.Namespace) -> Setting:
         implementation=options.implementation,
         page_size=options.page_size,
         record=record_kernels if jax.default_backend() == "gpu" else None,
-        record_every=1 if options.workload == "few-shot" else RECORD_EVERY,
     )
 
 

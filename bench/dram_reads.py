@@ -1,6 +1,6 @@
 """Bytes that attention reads from memory, as the GPU counts them.
 
-    python -m deft_jax.bench.dram_reads --out FILE [--cases 16,20,21]
+    python -m deft_jax.bench.dram_reads --out FILE [--cases 8,16,20,21]
 
 Needs Nsight Compute (`ncu`), which empties the caches before each kernel. Each case of
 `attention_cases` runs once in a process of its own; the trees, data and kernels are
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Counts the cases and writes them after each one."""
     parser = argparse.ArgumentParser(description="DRAM reads of tree attention")
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--cases", default="16,20,21", help="numbers, as in 0,3,5")
+    parser.add_argument("--cases", default="8,16,20,21", help="numbers, as in 0,3,5")
     parser.add_argument("--attend", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:

@@ -111,8 +111,9 @@ class DuplicatedMethod:
                 logits = Logits(1 / math.sqrt(q.shape[2]), window=None, soft_cap=None)
                 spec = sequence_spec(q, layer.k, logits)
                 args = own, plan.grouping, layer.k.shape[0], tiling_of(spec)
-                caches, schedule = cache_work(*args)
-                prepared = prepare(caches, spec, schedule=schedule)
+                with jax.named_scope("grouping"):
+                    caches, schedule = cache_work(*args)
+                    prepared = prepare(caches, spec, schedule=schedule)
                 out, _ = attend(spec, q, layer.k, layer.v, prepared)
             else:
                 out = _attend_dense(q, layer, own)

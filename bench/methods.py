@@ -101,7 +101,8 @@ class SequenceMethod(TreeMethod):
         with jax.named_scope("attention"):
             if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
                 spec = sequence_spec(q, layer.k, logits)
-                prepared = prepare(plan.grouping, spec)
+                with jax.named_scope("grouping"):
+                    prepared = prepare(plan.grouping, spec)
                 out, _ = attend(spec, q, layer.k, layer.v, prepared)
             else:
                 out, _ = tree_attention_xla(q, layer.k, layer.v, plan.grouping, logits)

@@ -78,10 +78,10 @@ class NodeMethod(TreeMethod):
             if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
                 workers = num_multiprocessors()
                 spec = make_spec(q, layer.k, logits, num_workers=workers)
-                schedule = node_schedule(
-                    plan.grouping, number, tiling_of(spec), self.chunk_tokens
-                )
-                prepared = prepare(plan.grouping, spec, schedule=schedule)
+                args = plan.grouping, number, tiling_of(spec), self.chunk_tokens
+                with jax.named_scope("grouping"):
+                    schedule = node_schedule(*args)
+                    prepared = prepare(plan.grouping, spec, schedule=schedule)
                 out, _ = attend(spec, q, layer.k, layer.v, prepared)
             else:
                 grouping = _by_nodes(plan.grouping, number, plan.own.num_nodes)

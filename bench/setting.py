@@ -48,7 +48,6 @@ class Setting:
         implementation: of the attention; None for the best of the device.
         page_size: `P`.
         record: profiles kernels; None where the device has no profiler.
-        record_every: of so many bursts of steps, one is profiled.
         seed: of the prompts.
         programs: compiled so far.
     """
@@ -59,6 +58,5 @@ class Setting:
     implementation: str | None = None
     page_size: int = DEFAULT_PAGE_SIZE
     record: Record | None = None
-    record_every: int = 1
     seed: int = 0
     programs: Programs = dataclasses.field(default_factory=Programs)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deft_jax.tree import OUT_OF_PAGES, Tree, earlier_equal, earlier_true, replace
+from deft_jax.tree import OUT_OF_PAGES, Tree, earlier_equal, replace, sum_before
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +71,7 @@ def append(tree: Tree, node: jax.Array, token: jax.Array) -> tuple[Tree, Slots]:
     return grown, Slots(node=node, page=page, slot=slot, position=position)
 
 
-def fits(tree: Tree, node: jax.Array) -> jax.Array:
+def has_room(tree: Tree, node: jax.Array) -> jax.Array:
     """[] bool: whether there are pages enough to `append` to `node` [Q]."""
     return _find_places(tree, node).needed <= tree.num_free_pages
 
@@ -130,7 +130,7 @@ def _find_hole(tree: Tree, storage: jax.Array, nth: jax.Array):
     page = jnp.sum(jnp.where(here, index, 0), axis=1, dtype=jnp.int32)
     inside = nth - jnp.sum(jnp.where(here, before, 0), axis=1, dtype=jnp.int32)
     hole = tree.slot_node[page] == size
-    wanted = hole & (earlier_true(hole) == inside[:, None])
+    wanted = hole & (sum_before(hole) == inside[:, None])
     return page, jnp.argmax(wanted, axis=1).astype(jnp.int32), upto[:, -1]
 
 
@@ -147,7 +147,7 @@ def _take_page(tree: Tree, storage: jax.Array, nth: jax.Array, live: jax.Array):
     # The page of a row is the one its storage node's row with the same nth // P opened.
     nth_page = nth // tree.page_size
     same = (storage[:, None] == storage[None]) & (nth_page[:, None] == nth_page[None])
-    ordinal = jnp.where(same & opened[None], earlier_true(opened)[None], 0)
+    ordinal = jnp.where(same & opened[None], sum_before(opened)[None], 0)
     ordinal = jnp.sum(ordinal, axis=1, dtype=jnp.int32)
     page = tree.free_pages[jnp.maximum(tree.num_free_pages - 1 - ordinal, 0)]
     return page, slot, opened, jnp.sum(opened, dtype=jnp.int32)

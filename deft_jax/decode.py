@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.append import Slots, append
-from deft_jax.append import fits as append_fits
+from deft_jax.append import Slots, append, has_room
 from deft_jax.attention_method import AttentionMethod
 from deft_jax.decode_state import DecodeState, RequestTable, Rows, StepLog
 from deft_jax.forward import Model, forward
@@ -131,7 +130,7 @@ def _look(model, state: DecodeState, table: RequestTable) -> View:
     request = jnp.minimum(rows.request, table.max_new_tokens.shape[0] - 1)
     vocab_size = logits.shape[1]
     with jax.named_scope("sampling"):
-        # Only tokens leave the condition, so that no logits are copied.
+        # The logits stay inside the condition, whose results are copied.
         sampled = lax.cond(
             is_greedy(table.sampling, vocab_size),
             lambda: sample_greedily(logits),
@@ -214,8 +213,8 @@ def _change(tree: Tree, plan: Plan, live, ended, roots, draft_depth: int):
     )
     changed = _drop(changed, plan, live, jnp.where(ended, roots, size))
     changed, node = _place_rows(changed, plan, live, draft_depth)
-    has_room = append_fits(changed, node)
-    overflow = changed.overflow | jnp.where(has_room, 0, OUT_OF_PAGES)
+    overflow = changed.overflow
+    overflow |= jnp.where(has_room(changed, node), 0, OUT_OF_PAGES)
     fits = overflow == 0
     tree = choose(fits, changed, replace(tree, overflow=overflow))
     return tree, jnp.where(fits, node, size)

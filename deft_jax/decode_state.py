@@ -81,7 +81,7 @@ class StepLog:
 
     @classmethod
     def unpack(cls, packed: np.ndarray) -> "StepLog":
-        """The log from a packed one on the host."""
+        """The log from a packed one on the host, [S, F, B] int32."""
         names = (field.name for field in dataclasses.fields(cls))
         fields = dict(zip(names, np.moveaxis(packed, 1, 0), strict=True))
         for name in ("draft_logprob", "logprob"):
@@ -92,8 +92,8 @@ class StepLog:
 
 
 def _bits(x: jax.Array) -> jax.Array:
-    if x.dtype == jnp.float32:
-        return lax.bitcast_convert_type(x, jnp.int32)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     return x.astype(jnp.int32)
 
 

@@ -29,7 +29,7 @@ Prompt = str | Sequence[int]
 """Text, encoded as it stands, or token ids, such as those of a chat template."""
 
 run_prefill = jax.jit(prefill, static_argnames="method", donate_argnames="state")
-DECODE_OPTIONS = {
+GPU_OPTIONS = {
     # All that a step starts and branches over is in command buffers (CUDA graphs). The
     # loop over steps is not: inside one its kernels follow each other more slowly
     # (bench/NOTES.md).
@@ -38,14 +38,16 @@ DECODE_OPTIONS = {
     # The library's products of few rows read weights faster.
     "xla_gpu_enable_triton_gemm": False,
 }
-"""Of the compiler; they change nothing but speed, and nothing at all on a CPU."""
+"""Of the compiler for the decode loop on GPUs; they change nothing but speed."""
 
-run_decode = jax.jit(
-    decode,
-    static_argnames=("planner", "method"),
-    donate_argnames="state",
-    compiler_options=DECODE_OPTIONS,
-)
+_DECODE = {"static_argnames": ("planner", "method"), "donate_argnames": "state"}
+run_decode = jax.jit(decode, **_DECODE)
+run_decode_on_gpu = jax.jit(decode, **_DECODE, compiler_options=GPU_OPTIONS)
+
+
+def decode_program():
+    """The jitted `decode` for the default device."""
+    return run_decode_on_gpu if jax.default_backend() == "gpu" else run_decode
 
 
 class Engine:
@@ -222,7 +224,7 @@ class Engine:
 
     def decode(self, table, cut, max_steps: int, planner: Planner) -> DecodeState:
         """Runs up to `max_steps` steps; returns the new state with their log."""
-        state: DecodeState = run_decode(
+        state: DecodeState = decode_program()(
             self.model,
             self.state,
             table,

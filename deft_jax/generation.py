@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -59,7 +59,8 @@ class Generation:
         self.begin = time.perf_counter()
         self.prefill_s = self.decode_s = 0.0
         self.most_pages = 0
-        self.ahead: Future[dict[str, Any]] | None = None
+        self.ahead: dict[str, Any] | None = None
+        self.no_cut = np.zeros(self.capacity.nodes, bool)
         self.status = Status(
             phase="prefill",
             pages_total=self.capacity.pages,
@@ -80,15 +81,12 @@ class Generation:
         burst = STREAM_STEPS if streams or self.sampling.stop else None
         # What a burst says cannot change the next one if nothing of it is looked at.
         self.runs_ahead = burst is None
-        with ThreadPoolExecutor(1) as self.worker:
-            try:
+        try:
+            with ThreadPoolExecutor(1) as self.worker:
                 self._run(burst, should_stop)
-            except BaseException:
-                if self.ahead is not None:
-                    # The state that it works on is about to be dropped.
-                    wait([self.ahead])
-                self.engine.reset()
-                raise
+        except BaseException:
+            self.engine.reset()
+            raise
         self.status = dataclasses.replace(self.status, pages_used=self.most_pages)
         self._report("done", "")
         return [self._conclude(request) for request in self.requests]
@@ -192,39 +190,51 @@ class Generation:
 
     def _decode(self, steps: int) -> bool:
         """One burst of steps; returns whether the next plan did not fit."""
-        if self.ahead is not None:
-            burst, self.ahead = self.ahead.result(), None
-        else:
-            burst = self._burst(steps)
+        burst, self.ahead = self.ahead, None
+        if burst is None:
+            burst = self._burst(steps, self.replay.take_cut())
         if self._can_run_ahead(burst):
-            # The device goes on while the host replays what it did.
-            self.ahead = self.worker.submit(self._burst, self.engine.log_steps)
-        events = self.replay.play(burst)
+            # The device goes on while another thread replays what it did. It is this
+            # one that decodes: the caller's settings of JAX are its own.
+            replayed = self.worker.submit(self.replay.play, burst)
+            self.ahead = self._burst(self.engine.log_steps, self.no_cut)
+            events = replayed.result()
+        else:
+            events = self.replay.play(burst)
         for event in events:
             self.on_token(event)
         self._count(burst, len(events))
         self._free(burst["roots"])
         return bool(burst["overflow"])
 
-    def _burst(self, steps: int) -> dict[str, Any]:
-        """Runs up to so many steps; what the host looks at after them."""
+    def _burst(self, steps: int, cut: np.ndarray) -> dict[str, Any]:
+        """Runs up to so many steps; what the host looks at after them.
+
+        Args:
+            steps: at most.
+            cut: [N] bool, nodes to drop first.
+        """
         planner = self.strategy.planner
-        cut = jnp.asarray(self.replay.take_cut())
         if self._announce("decode", planner):
             # No step: compiling is not decoding time.
-            self.engine.decode(self.table, jnp.zeros_like(cut), 0, planner)
+            self.engine.decode(self.table, jnp.asarray(self.no_cut), 0, planner)
         begin = time.perf_counter()
-        burst = _read(self.engine.decode(self.table, cut, steps, planner))
+        state = self.engine.decode(self.table, jnp.asarray(cut), steps, planner)
+        burst = _read(state)
         self.decode_s += time.perf_counter() - begin
         return burst
 
     def _can_run_ahead(self, burst: dict[str, Any]) -> bool:
-        """True if the next burst does not depend on the replay of this one."""
+        """True if the next burst does not depend on the replay of this one.
+
+        A single step, the first, is replayed at once: somebody waits for it.
+        """
         running = all(
             burst["roots"][slot] < self.capacity.nodes for slot in self.active
         )
         idle = self.waiting or not self.active or burst["overflow"]
-        return self.runs_ahead and running and not idle and not self.replay.has_cut
+        ready = self.runs_ahead and burst["step"] > 1 and not self.replay.has_cut
+        return ready and running and not idle
 
     def _count(self, burst: dict[str, Any], num_tokens: int) -> None:
         status = self.status

@@ -24,7 +24,8 @@ class Projections:
     """Heads of a step's query tokens in one layer.
 
     Attributes:
-        heads: [Q, H + 2 K, D], query, key and value heads side by side.
+        heads: [Q, H + 2 K, D] of the weights' dtype, query, key and value heads side by
+            side.
         cos: [Q, D / 2] float32, of the tokens' rotary angles.
         sin: [Q, D / 2] float32.
         num_kv_heads: static, `K`.

@@ -22,7 +22,7 @@ from jax import lax
 
 from deft_jax.grouping import Grouping
 from deft_jax.pallas_kernels.grouped_partial_attention import work
-from deft_jax.tree import exclusive_cumsum
+from deft_jax.tree import exclusive_cumsum, sum_before
 
 NUM_CLASSES = 4
 WHOLE, BOTH, FIRST_HALF, SECOND_HALF = range(NUM_CLASSES)
@@ -272,7 +272,7 @@ def _places_by_counting(classes):
     earlier = jnp.arange(size, dtype=jnp.int32)[None] < bound
     chunk = jnp.where(earlier[None, None], one[:, :, None], 0)
     chunk = jnp.sum(chunk, axis=3, dtype=jnp.int32)[:, None] >> shift & 255
-    run = _sum_before(jnp.pad(chunk[..., RUN], ((0, 0), (0, 0), (0, 1))))
+    run = sum_before(jnp.pad(chunk[..., RUN], ((0, 0), (0, 0), (0, 1))))
     total = run[..., runs]
 
     own, kind = one.reshape(num_tiles, 1, runs, RUN, CHUNK), 1 << shift
@@ -288,16 +288,7 @@ def _places_by_counting(classes):
     begin = jnp.where(follows, total[..., None], 0)
     place = jnp.sum(begin, axis=1, dtype=jnp.int32)
     place += jnp.where(own == 0, unit - nth, nth)
-    return place, total + _sum_before(total)
-
-
-def _sum_before(x: jax.Array) -> jax.Array:
-    """Sums of the earlier entries along the last axis.
-
-    3 1 2  ->  0 3 4
-    """
-    square = jnp.broadcast_to(x[..., None, :], (*x.shape, x.shape[-1]))
-    return jnp.sum(jnp.tril(square, -1), axis=-1, dtype=x.dtype)
+    return place, total + sum_before(total)
 
 
 def describe_tiles(ends: jax.Array, num_units: int, tiling: Tiling):

@@ -155,12 +155,12 @@ def earlier_equal(key: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.sum(same & (rows[:, None] > rows[None, :]), axis=1, dtype=jnp.int32)
 
 
-def earlier_true(mask: jax.Array) -> jax.Array:
-    """[..., n] int32: how many earlier entries of the last axis are true.
+def sum_before(x: jax.Array) -> jax.Array:
+    """[..., n] int32: sums of the earlier entries along the last axis; true counts 1.
 
-    1 0 1 1  ->  0 1 1 2
+    3 1 2  ->  0 3 4
     """
-    square = jnp.broadcast_to(mask[..., None, :], (*mask.shape, mask.shape[-1]))
+    square = jnp.broadcast_to(x[..., None, :], (*x.shape, x.shape[-1]))
     return jnp.sum(jnp.tril(square, -1), axis=-1, dtype=jnp.int32)
 
 

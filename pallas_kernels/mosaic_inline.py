@@ -61,14 +61,14 @@ def await_flags(flags, worker, begin, step: int, stop, halves) -> None:
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *[scalar] * 4))
     def acquire(_, flags, *scalars):
         worker, begin, stop, halves = (x.registers.item() for x in scalars)
-        lane = arith.remui(utils.thread_idx(), _i32(WARP_LANES))
-        index = arith.addi(begin, arith.muli(lane, _i32(step)))
+        lane = arith.remui(utils.thread_idx(), i32(WARP_LANES))
+        index = arith.addi(begin, arith.muli(lane, i32(step)))
         wanted = arith.cmpi(arith.CmpIPredicate.slt, index, stop)
         branch = scf.IfOp(wanted)
         with ir.InsertionPoint(branch.then_block):
             row = arith.addi(worker, arith.divui(index, halves))
             at = row, arith.remui(index, halves)
-            _run(_AWAIT, utils.memref_slice(flags, tuple(map(_index, at))))
+            _run(_AWAIT, utils.memref_slice(flags, tuple(map(index_of, at))))
             scf.yield_([])
         utils.warp_barrier()
         _run("fence.proxy.async;")
@@ -100,23 +100,25 @@ def store_by_row(values, out, first, head, rows: int) -> None:
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), scalar, scalar))
     def store(_, values, out, first, head):
         first, head = first.registers.item(), head.registers.item()
-        thread = arith.remui(utils.thread_idx(), _i32(WARPGROUP_THREADS))
-        query = arith.addi(first, arith.divui(thread, _i32(group)))
-        in_tile = arith.cmpi(arith.CmpIPredicate.ult, thread, _i32(rows))
-        in_out = arith.cmpi(arith.CmpIPredicate.ult, query, _i32(num_queries))
+        thread = arith.remui(utils.thread_idx(), i32(WARPGROUP_THREADS))
+        query = arith.addi(first, arith.divui(thread, i32(group)))
+        in_tile = arith.cmpi(arith.CmpIPredicate.ult, thread, i32(rows))
+        in_out = arith.cmpi(arith.CmpIPredicate.ult, query, i32(num_queries))
         branch = scf.IfOp(arith.andi(in_tile, in_out))
         with ir.InsertionPoint(branch.then_block):
-            value = memref.load(values, [_index(thread)])
-            at = query, head, arith.remui(thread, _i32(group))
-            memref.store(value, out, list(map(_index, at)))
+            value = memref.load(values, [index_of(thread)])
+            at = query, head, arith.remui(thread, i32(group))
+            memref.store(value, out, list(map(index_of, at)))
             scf.yield_([])
 
     store(values, out, first, head)  # pyright: ignore[reportCallIssue]
 
 
-def _i32(value: int):
+def i32(value: int):
+    """A constant of the kernel."""
     return utils.c(value, ir.IntegerType.get_signless(32))
 
 
-def _index(value):
+def index_of(value):
+    """An integer as an index of a ref."""
     return arith.index_cast(ir.IndexType.get(), value)

@@ -7,7 +7,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, memref, scf
 
-from deft_jax.pallas_kernels.mosaic_inline import WARPGROUP_THREADS
+from deft_jax.pallas_kernels.mosaic_inline import WARPGROUP_THREADS, i32, index_of
 
 SCALAR = plgpu.Layout.WG_SPLAT
 
@@ -16,11 +16,11 @@ def rotate_heads(source, first, cos, sin, target, to, count: int) -> None:
     """Rotates heads and stores them; rotary pairs are the halves of a head.
 
     Args:
-        source: [heads, D] ref in global memory.
+        source: [heads, D] bfloat16 or float16 ref in global memory.
         first: head of `source` to begin with.
         cos: [D / 2] float32 ref in global memory.
         sin: likewise.
-        target: [heads, D] ref in global memory.
+        target: [heads, D] ref in global memory, of the dtype of `source`.
         to: head of `target` to begin with.
         count: heads.
     """
@@ -33,18 +33,18 @@ def rotate_heads(source, first, cos, sin, target, to, count: int) -> None:
         float32, stored = ir.F32Type.get(), ir.MemRefType(source.type).element_type
 
         def load(head, at):
-            value = memref.load(source, [_index(arith.addi(first, head)), at])
+            value = memref.load(source, [index_of(arith.addi(first, head)), at])
             return arith.extf(float32, value)
 
         def one(head, pair):
-            low, high = _index(pair), _index(arith.addi(pair, _i32(half)))
+            low, high = index_of(pair), index_of(arith.addi(pair, i32(half)))
             a, b = load(head, low), load(head, high)
             c, s = (memref.load(table, [low]) for table in (cos, sin))
             turned = (
                 arith.subf(arith.mulf(a, c), arith.mulf(b, s)),
                 arith.addf(arith.mulf(b, c), arith.mulf(a, s)),
             )
-            row = _index(arith.addi(to, head))
+            row = index_of(arith.addi(to, head))
             for value, at in zip(turned, (low, high), strict=True):
                 memref.store(arith.truncf(stored, value), target, [row, at])
 
@@ -62,9 +62,9 @@ def copy_heads(source, first, target, to, count: int) -> None:
         first, to = first.registers.item(), to.registers.item()
 
         def one(head, column):
-            at = _index(column)
-            value = memref.load(source, [_index(arith.addi(first, head)), at])
-            memref.store(value, target, [_index(arith.addi(to, head)), at])
+            at = index_of(column)
+            value = memref.load(source, [index_of(arith.addi(first, head)), at])
+            memref.store(value, target, [index_of(arith.addi(to, head)), at])
 
         _for_each(count, width, one)
 
@@ -73,27 +73,19 @@ def copy_heads(source, first, target, to, count: int) -> None:
 
 def _for_each(rows: int, columns: int, body: Callable) -> None:
     """Runs `body(row, column)` for all; neighbours in a row go to neighbour threads."""
-    thread = arith.remui(utils.thread_idx(), _i32(WARPGROUP_THREADS))
+    thread = arith.remui(utils.thread_idx(), i32(WARPGROUP_THREADS))
     total = rows * columns
     for begin in range(0, total, WARPGROUP_THREADS):
-        index = arith.addi(thread, _i32(begin))
+        index = arith.addi(thread, i32(begin))
 
         def place(index=index):
-            body(arith.divui(index, _i32(columns)), arith.remui(index, _i32(columns)))
+            body(arith.divui(index, i32(columns)), arith.remui(index, i32(columns)))
 
         if begin + WARPGROUP_THREADS <= total:
             place()
             continue
-        inside = arith.cmpi(arith.CmpIPredicate.ult, index, _i32(total))
+        inside = arith.cmpi(arith.CmpIPredicate.ult, index, i32(total))
         branch = scf.IfOp(inside)
         with ir.InsertionPoint(branch.then_block):
             place()
             scf.yield_([])
-
-
-def _i32(value: int):
-    return utils.c(value, ir.IntegerType.get_signless(32))
-
-
-def _index(value):
-    return arith.index_cast(ir.IndexType.get(), value)

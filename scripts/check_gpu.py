@@ -24,7 +24,10 @@ from pathlib import Path
 RESULTS = Path("bench/results")
 SANITIZED = ("decode", "many_pieces", "three_pieces_merged_at_once")
 TOOLS = ("memcheck", "racecheck")
-DRAM_CASES = 3
+NEAR, FARTHEST = 1.1, 1.2
+"""Bytes read over unique bytes: of three cases of four, and of any."""
+
+DRAM_CASES = 4
 PYTEST = (sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")
 
 
@@ -125,8 +128,14 @@ def check_dram(jobs: int, seconds: float) -> bool:
     output = run(command, seconds)
     print(output)
     ratios = re.findall(r'"ratio": ([\d.]+)', output)
-    near = all(0.9 <= float(ratio) <= 1.1 for ratio in ratios)
-    return len(ratios) == DRAM_CASES and near
+    return near_unique([float(ratio) for ratio in ratios])
+
+
+def near_unique(ratios: Sequence[float]) -> bool:
+    """Whether the kernels read KV about once: bytes read over unique bytes, by case."""
+    near = sum(0.9 <= ratio <= NEAR for ratio in ratios)
+    far = any(not 0.9 <= ratio <= FARTHEST for ratio in ratios)
+    return len(ratios) == DRAM_CASES and near >= DRAM_CASES - 1 and not far
 
 
 def run(command: Sequence[str], seconds: float) -> str:

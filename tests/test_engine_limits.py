@@ -1,9 +1,12 @@
 """Generations that do not run to their end: full pools, interrupts, exceptions."""
 
+import threading
 from typing import Any
 
 import pytest
 
+from deft_jax.engine import Engine
+from deft_jax.replay import Replay
 from deft_jax.sampling import Sampling
 from deft_jax.strategies.parallel import BestOfN
 from tests.tiny_model import (
@@ -149,4 +152,53 @@ def test_an_interrupt_from_the_keyboard_leaves_the_engine_usable():
 
     with pytest.raises(KeyboardInterrupt):
         tiny_engine().generate("12345", BestOfN(2), ENDLESS, on_token=interrupt)
+    assert_idle()
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Names of the threads that replay and that decode, call by call."""
+    seen = {"play": [], "decode": []}
+    play, decode = Replay.play, Engine.decode
+
+    def noted(name, method):
+        def call(*args):
+            seen[name].append(threading.current_thread())
+            return method(*args)
+
+        return call
+
+    monkeypatch.setattr(Replay, "play", noted("play", play))
+    monkeypatch.setattr(Engine, "decode", noted("decode", decode))
+    return seen
+
+
+LONG = Sampling(temperature=0.9, max_new_tokens=90, ignore_eos=True, seed=5)
+
+
+def test_the_caller_decodes_while_another_thread_replays(threads):
+    """So that the caller's settings of JAX hold in every burst."""
+    (tree,) = tiny_engine().generate("12345", BestOfN(2), LONG)
+    assert_prefixes(tree, LONG)
+    caller = threading.current_thread()
+    assert set(threads["decode"]) == {caller}
+    assert threads["play"][0] is caller and caller is not threads["play"][1]
+
+
+def test_whoever_may_stop_a_call_sees_every_burst(threads):
+    tiny_engine().generate("12345", BestOfN(2), LONG, should_stop=lambda: False)
+    assert set(threads["play"]) == {threading.current_thread()}
+
+
+def test_a_replay_that_fails_beside_a_burst_leaves_the_engine_usable(monkeypatch):
+    play = Replay.play
+
+    def fail(self, burst):
+        if threading.current_thread() is not threading.main_thread():
+            raise KeyboardInterrupt
+        return play(self, burst)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Replay, "play", fail)
+        tiny_engine().generate("12345", BestOfN(2), LONG)
     assert_idle()

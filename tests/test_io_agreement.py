@@ -131,8 +131,8 @@ def test_the_gpu_counts_what_the_account_says(row):
     steps = TreeSteps.create(np.asarray(tree.parent), np.asarray(tree.count))
     q = row["leaves"], heads["num_q_heads"], heads["head_dim"]
     pages = tree.num_pages, heads["num_kv_heads"], 16, heads["head_dim"]
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (q, pages)]
-    spec = make_spec(*shapes, Logits(1.0, None, None), num_workers=132)
+    q, k_pages = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (q, pages))
+    spec = make_spec(q, k_pages, Logits(1.0, None, None), num_workers=132)
     once = count_io("deft_flatten", steps, sizes)
     tiled = count_io("deft_flatten", steps, sizes, KernelSizes.of(spec))
     # Outputs and partial results are written too, the one as large as the queries.

@@ -154,6 +154,9 @@ def test_branches_that_take_turns_equal_branches_side_by_side(stop):
 
 DRAFTED = {
     "greedy": Sampling(temperature=0.0, max_new_tokens=24),
+    "biased": Sampling(
+        temperature=0.0, max_new_tokens=24, logit_bias={97: 30.0, 98: 30.0}
+    ),
     "sampled": Sampling(temperature=0.9, max_new_tokens=24, seed=2),
     "penalty": Sampling(temperature=0.0, max_new_tokens=24, repetition_penalty=1.3),
     "few_tokens": Sampling(

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from deft_jax.bench import bench_engine
+from deft_jax.bench import bench_engine, decode_run
 from deft_jax.bench.bench_engine import IdsOnly
 from deft_jax.bench.decode_run import PARTS, make_engine, run
 from deft_jax.bench.duplicated_method import DuplicatedMethod
@@ -36,10 +36,12 @@ def shared() -> Programs:
 
 
 @pytest.mark.parametrize(("every", "profiled"), [(1, 2), (2, 1), (4, 1)])
-def test_parts_are_means_over_the_profiled_steps(every, profiled, shared):
+def test_parts_are_means_over_the_profiled_steps(every, profiled, shared, monkeypatch):
+    monkeypatch.setattr(decode_run, "LONG_STEPS", 69)
+    monkeypatch.setattr(decode_run, "RECORD_EVERY", every)
     # Bursts of 1, 64 and 6 steps, the last of which ends the request.
     [workload] = few_shot_workloads([9], [2], 70)
-    with_record = setting(record=record, record_every=every, programs=shared)
+    with_record = setting(record=record, programs=shared)
     row = run(workload, "deft_flatten", with_record, profile=True)
     assert "error" not in row
     steps = {2: 64 + 6, 1: 64}[profiled]
@@ -91,8 +93,9 @@ def test_trees_of_a_capacity_share_their_programs(monkeypatch):
             lowered.append(options["method"])
             return self.jitted.lower(*args, **options)
 
-    for name in ("run_prefill", "run_decode"):
-        monkeypatch.setattr(bench_engine, name, Watched(getattr(bench_engine, name)))
+    monkeypatch.setattr(bench_engine, "run_prefill", Watched(bench_engine.run_prefill))
+    watched = Watched(bench_engine.decode_program())
+    monkeypatch.setattr(bench_engine, "decode_program", lambda: watched)
     workloads = reasoning_workloads(["docmerge"], [4, 5], shorten=200)
     one = setting()
     for workload in workloads:
