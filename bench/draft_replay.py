@@ -7,20 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deft_jax.capacity import (
-    DEFAULT_PAGE_SIZE,
-    LARGE_CHUNK,
-    SMALL_CHUNK,
-    Capacity,
-    bucket,
-)
-from deft_jax.errors import CapacityError
+from deft_jax.capacity import DEFAULT_PAGE_SIZE, Capacity, bucket
 from deft_jax.result import GenerationTree
 from deft_jax.sampling import Sampling
 from deft_jax.strategy import RUNNING, Plan, View
 from deft_jax.tree import NO_NODE
 
 from .draft_templates import DraftTemplate
+from .replay_capacity import check_one_request, replay_capacity
 
 IDLE = -1
 """Depth of rows that the draft tree does not use."""
@@ -77,10 +71,7 @@ class DraftPlanner:
         Raises:
             CapacityError: the engine decodes several requests at a time.
         """
-        if capacity.requests != 1:
-            raise CapacityError(
-                f"a replay decodes 1 request at a time, the engine {capacity.requests}"
-            )
+        check_one_request(capacity)
         template, rows = self.template, capacity.rows
         return DraftState(
             tip=_table((0, *template.tips), self.steps, 0),
@@ -202,14 +193,8 @@ def capacity(template: DraftTemplate, page_size: int = DEFAULT_PAGE_SIZE) -> Cap
     """
     replay, prompt = DraftReplay(template), template.prompt_tokens
     to_start = -(-prompt // page_size) + replay.rows
-    return Capacity(
-        requests=1,
-        rows=bucket(replay.rows),
-        nodes=bucket(replay.nodes),
-        pages=bucket(max(replay.pages_needed(page_size), to_start)),
-        page_size=page_size,
-        chunk=SMALL_CHUNK if prompt <= SMALL_CHUNK else LARGE_CHUNK,
-    )
+    pages = max(replay.pages_needed(page_size), to_start)
+    return replay_capacity(prompt, replay.rows, replay.nodes, pages, page_size)
 
 
 def _table(values: tuple[int, ...], size: int, fill: int) -> jax.Array:

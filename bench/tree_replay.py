@@ -9,19 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deft_jax.capacity import (
-    DEFAULT_PAGE_SIZE,
-    LARGE_CHUNK,
-    SMALL_CHUNK,
-    Capacity,
-    bucket,
-)
-from deft_jax.errors import CapacityError
+from deft_jax.capacity import DEFAULT_PAGE_SIZE, Capacity, bucket
 from deft_jax.result import GenerationTree
 from deft_jax.sampling import Sampling
 from deft_jax.strategy import RUNNING, Plan, View
 from deft_jax.tree import NO_NODE
 
+from .replay_capacity import check_one_request, replay_capacity
 from .templates import TreeTemplate
 
 IDLE = -1
@@ -77,10 +71,7 @@ class TreePlanner:
         Raises:
             CapacityError: the engine decodes several requests at a time.
         """
-        if capacity.requests != 1:
-            raise CapacityError(
-                f"a replay decodes 1 request at a time, the engine {capacity.requests}"
-            )
+        check_one_request(capacity)
         return _schedule(self.template, self.events, capacity.rows)
 
     def plan(self, state: ReplayState, view: View) -> tuple[ReplayState, Plan]:
@@ -201,14 +192,12 @@ def common_capacity(
 ) -> Capacity:
     """What an engine needs to replay any of the templates, with one compilation."""
     replays = [TreeReplay(template) for template in templates]
-    longest = max(template.prompt_tokens for template in templates)
-    return Capacity(
-        requests=1,
-        rows=bucket(max(replay.rows for replay in replays)),
-        nodes=bucket(max(replay.nodes for replay in replays)),
-        pages=bucket(max(replay.pages_needed(page_size) for replay in replays)),
+    return replay_capacity(
+        prompt_tokens=max(template.prompt_tokens for template in templates),
+        rows=max(replay.rows for replay in replays),
+        nodes=max(replay.nodes for replay in replays),
+        pages=max(replay.pages_needed(page_size) for replay in replays),
         page_size=page_size,
-        chunk=SMALL_CHUNK if longest <= SMALL_CHUNK else LARGE_CHUNK,
     )
 
 

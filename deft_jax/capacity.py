@@ -79,15 +79,19 @@ class Capacity:
         longest = sorted(prompt_tokens, reverse=True)[:requests]
         prompt_pages = sum(-(-length // page_size) for length in longest)
         branch_pages = requests * (nodes - 1) * -(-max_new_tokens // page_size)
-        small = sum(longest) <= SMALL_CHUNK
         return cls(
             requests=bucket(requests),
             rows=bucket(requests * rows),
             nodes=bucket(requests * nodes),
             pages=bucket(max(16, prompt_pages + branch_pages)),
             page_size=page_size,
-            chunk=SMALL_CHUNK if small else LARGE_CHUNK,
+            chunk=chunk_for(sum(longest)),
         )
+
+
+def chunk_for(prompt_tokens: int) -> int:
+    """Prompt tokens to feed per step, for prompts of so many tokens together."""
+    return SMALL_CHUNK if prompt_tokens <= SMALL_CHUNK else LARGE_CHUNK
 
 
 def bucket(value: int) -> int:

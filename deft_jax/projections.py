@@ -10,12 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax.implementations import is_hopper, pick_implementation
-from deft_jax.kv_pool import LayerKV
+from deft_jax.kv_pool import LayerKV, write
 from deft_jax.pallas_kernels.rotary_append.hopper import rotary_append
-from deft_jax.pallas_kernels.rotary_append.reference import (
-    rotary_append_reference,
-    rotate,
-)
+from deft_jax.pallas_kernels.rotary_append.reference import rotate
 
 
 @jax.tree_util.register_dataclass
@@ -66,10 +63,11 @@ class Projections:
         q = jax.ShapeDtypeStruct(self._q_shape, self.heads.dtype)
         name = pick_implementation(implementation, q, layer.k)
         same = layer.k.dtype == self.heads.dtype
-        in_kernel = name == "mosaic_gpu" and same and is_hopper()
-        store = rotary_append if in_kernel else rotary_append_reference
+        if not (name == "mosaic_gpu" and same and is_hopper()):
+            q, k, v = self.rotated()
+            return q, write(layer, page, slot, k, v)
         args = page, slot, layer.k, layer.v
-        q, k_pages, v_pages = store(self.heads, self.cos, self.sin, *args)
+        q, k_pages, v_pages = rotary_append(self.heads, self.cos, self.sin, *args)
         return q, LayerKV(k=k_pages, v=v_pages)
 
     @property

@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 from deft_jax.attention_heads import HEADS
 from deft_jax.cli.bench_arguments import add_bench
 from deft_jax.cli.converters import integer, integers, non_empty, number, pattern
+from deft_jax.cli.device_options import add_device_options, add_page_size
+from deft_jax.implementations import IMPLEMENTATIONS
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -54,7 +56,7 @@ def build_parser() -> OneLineParser:
         " and how many tokens of KV cache fit in free memory.",
     )
     info.add_argument("--model", default=DEFAULT_MODEL, help=_MODEL_HELP)
-    _add_device_options(info)
+    add_device_options(info, IMPLEMENTATIONS)
     info.add_argument("--json", action="store_true", help="print one JSON document")
     _add_tune(
         commands.add_parser(
@@ -87,7 +89,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_strategy_options(parser.add_argument_group("strategy"))
     _add_sampling_options(parser.add_argument_group("sampling"))
     device = parser.add_argument_group("device")
-    _add_device_options(device)
+    add_device_options(device, IMPLEMENTATIONS)
     device.add_argument(
         "--max-context",
         type=integer(1),
@@ -205,13 +207,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
         metavar="Q,Q,...",
         help="query tokens per step (default: 16,64,1024)",
     )
-    parser.add_argument(
-        "--page-size",
-        type=integer(1),
-        default=64,
-        metavar="TOKENS",
-        help="tokens per KV page (default: %(default)s)",
-    )
+    add_page_size(parser)
     parser.add_argument(
         "--window",
         type=integer(1),
@@ -232,17 +228,4 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quick", action="store_true", help="measure fewer sizes on one tree"
-    )
-
-
-def _add_device_options(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        help="of weights and KV (default: float32 on CPU, bfloat16 elsewhere)",
-    )
-    group.add_argument(
-        "--implementation",
-        choices=["mosaic_gpu", "xla", "reference"],
-        help="of the attention (default: the fastest one for the device)",
     )

@@ -8,6 +8,7 @@ from typing import Any
 from deft_jax.bench.draft_templates import DRAFT_COUNTS, DRAFT_TREES, PROMPT_TOKENS
 from deft_jax.bench.templates import REASONING_TASKS
 from deft_jax.cli.converters import integer, integers, names, non_empty
+from deft_jax.cli.device_options import add_device_options, add_page_size
 from deft_jax.io_account import METHODS
 from deft_jax.models import config
 
@@ -118,23 +119,8 @@ def _add_decoding(parser: argparse.ArgumentParser, methods: tuple[str, ...]) -> 
         metavar="M,M,...",
         help=f"methods to compare (default: {','.join(methods)})",
     )
-    parser.add_argument(
-        "--page-size",
-        type=integer(1),
-        default=64,
-        metavar="TOKENS",
-        help="tokens per KV page (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        help="of weights and KV (default: float32 on CPU, bfloat16 elsewhere)",
-    )
-    parser.add_argument(
-        "--implementation",
-        choices=IMPLEMENTATIONS,
-        help="of the attention (default: the fastest one for the device)",
-    )
+    add_page_size(parser)
+    add_device_options(parser, IMPLEMENTATIONS)
 
 
 def _add_few_shot(parser: argparse.ArgumentParser) -> None:
