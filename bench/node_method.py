@@ -10,6 +10,7 @@ from jax import lax
 from deft_jax.append import Slots
 from deft_jax.attention_method import Pool, StepPlan, TreeMethod, append_pages
 from deft_jax.capacity import Capacity
+from deft_jax.counts import exclusive_cumsum
 from deft_jax.grouping import Grouping, WorkList
 from deft_jax.implementations import num_multiprocessors, pick_implementation
 from deft_jax.kernel_inputs import prepare, tiling_of
@@ -29,7 +30,7 @@ from deft_jax.schedule import (
     even_cut,
     share,
 )
-from deft_jax.tree import Tree, exclusive_cumsum
+from deft_jax.tree import Tree
 from deft_jax.tree_attention_mosaic import attend, make_spec
 from deft_jax.tree_attention_xla import BLOCK_TOKENS, Logits, tree_attention_xla
 

@@ -6,11 +6,12 @@ from deft_jax.engine import Engine
 from deft_jax.errors import CapacityError, DeftError
 from deft_jax.grouping import Grouping, WorkList, group
 from deft_jax.kv_pool import LayerKV, create_pool, write
+from deft_jax.pruning import accept, prune
 from deft_jax.result import GenerationTree, Status, TokenEvent, TreeNode
 from deft_jax.sampling import Sampling
 from deft_jax.strategies.parallel import BestOfN, SelfConsistency
 from deft_jax.strategy import Plan, Strategy, View
-from deft_jax.tree import NO_NODE, Tree, accept, branch, prune
+from deft_jax.tree import NO_NODE, Tree, branch
 from deft_jax.tree_attention import tree_attention
 
 __all__ = [

@@ -1,12 +1,12 @@
 """Appending tokens to nodes: which page and slot each new token's KV goes to."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deft_jax.tree import OUT_OF_PAGES, Tree, earlier_equal, replace, sum_before
+from deft_jax.counts import earlier_equal, sum_before
+from deft_jax.tree import OUT_OF_PAGES, Tree, replace
 
 
 @jax.tree_util.register_dataclass
@@ -43,41 +43,16 @@ def append(tree: Tree, node: jax.Array, token: jax.Array) -> tuple[Tree, Slots]:
         The tree and the slots. If there are too few free pages the tree is as it was
         but for its overflow bit, and every row is idle.
     """
-    size, num_pages = tree.num_nodes, tree.num_pages
-    place = _find_places(tree, node)
-    fits = place.needed <= tree.num_free_pages
-    live = (node < size) & fits
-    page = jnp.where(live, place.page, num_pages)
-    slot = jnp.where(live, place.slot, 0)
-    node = jnp.where(live, node, size)
-    safe = jnp.minimum(node, size - 1)
-    ahead = earlier_equal(node, live)
-    position = jnp.where(live, tree.start[safe] + tree.count[safe] + ahead, 0)
-    opened = jnp.where(place.opened & fits, place.page, num_pages)
-
-    def put(array, value):
-        return array.at[page, slot].set(value, mode="drop")
-
-    grown = replace(
-        tree,
-        count=tree.count.at[node].add(1, mode="drop"),
-        page_owner=tree.page_owner.at[opened].set(place.storage, mode="drop"),
-        slot_node=put(tree.slot_node, node),
-        slot_position=put(tree.slot_position, position),
-        slot_token=put(tree.slot_token, token),
-        num_free_pages=tree.num_free_pages - jnp.where(fits, place.needed, 0),
-        overflow=tree.overflow | jnp.where(fits, 0, OUT_OF_PAGES),
-    )
-    return grown, Slots(node=node, page=page, slot=slot, position=position)
+    places = find_places(tree, storage_of(tree, node), node < tree.num_nodes)
+    fits = places.fit(tree)
+    tree = replace(tree, overflow=tree.overflow | jnp.where(fits, 0, OUT_OF_PAGES))
+    return fill(tree, node, token, places, fits)
 
 
-def has_room(tree: Tree, node: jax.Array) -> jax.Array:
-    """[] bool: whether there are pages enough to `append` to `node` [Q]."""
-    return _find_places(tree, node).needed <= tree.num_free_pages
-
-
-class _Places(NamedTuple):
-    """Where tokens go if there are pages enough.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where the tokens of a step go if there are pages enough.
 
     Attributes:
         storage: [Q] int32, node that owns the page, N for idle rows.
@@ -93,22 +68,73 @@ class _Places(NamedTuple):
     opened: jax.Array
     needed: jax.Array
 
+    def fit(self, tree: Tree) -> jax.Array:
+        """[] bool: whether the tree has pages enough."""
+        return self.needed <= tree.num_free_pages
 
-def _find_places(tree: Tree, node: jax.Array) -> _Places:
+
+def storage_of(tree: Tree, node: jax.Array) -> jax.Array:
+    """[Q] int32: node that owns the pages of each node [Q]; N for N."""
     size = tree.num_nodes
-    live = node < size
-    storage = jnp.where(live, tree.storage[jnp.minimum(node, size - 1)], size)
+    return jnp.where(node < size, tree.storage[jnp.minimum(node, size - 1)], size)
+
+
+def find_places(tree: Tree, storage: jax.Array, live: jax.Array) -> Places:
+    """Where one token per row goes, in row order within a storage node.
+
+    Args:
+        tree: the forest; its pages alone are read.
+        storage: [Q] int32, node that owns the pages of each row, N for idle rows.
+        live: [Q] bool, false for idle rows.
+    """
     nth = earlier_equal(storage, live)
     old_page, old_slot, spare = _find_hole(tree, storage, nth)
     new_page, new_slot, opened, needed = _take_page(tree, storage, nth - spare, live)
     reuse = nth < spare
-    return _Places(
+    return Places(
         storage=storage,
         page=jnp.where(reuse, old_page, new_page),
         slot=jnp.where(reuse, old_slot, new_slot),
         opened=opened,
         needed=needed,
     )
+
+
+def fill(
+    tree: Tree, node: jax.Array, token: jax.Array, places: Places, fits: jax.Array
+) -> tuple[Tree, Slots]:
+    """Puts the tokens of a step where there is room for them.
+
+    Args:
+        tree: the forest.
+        node: [Q] int32, as for `append`.
+        token: [Q] int32.
+        places: of these rows.
+        fits: [] bool; false leaves the tree as it is and every row idle.
+    """
+    size, num_pages = tree.num_nodes, tree.num_pages
+    live = (node < size) & fits
+    node = jnp.where(live, node, size)
+    page = jnp.where(live, places.page, num_pages)
+    slot = jnp.where(live, places.slot, 0)
+    safe = jnp.minimum(node, size - 1)
+    ahead = earlier_equal(node, live)
+    position = jnp.where(live, tree.start[safe] + tree.count[safe] + ahead, 0)
+    opened = jnp.where(places.opened & fits, places.page, num_pages)
+
+    def put(array, value):
+        return array.at[page, slot].set(value, mode="drop")
+
+    grown = replace(
+        tree,
+        count=tree.count.at[node].add(1, mode="drop"),
+        page_owner=tree.page_owner.at[opened].set(places.storage, mode="drop"),
+        slot_node=put(tree.slot_node, node),
+        slot_position=put(tree.slot_position, position),
+        slot_token=put(tree.slot_token, token),
+        num_free_pages=tree.num_free_pages - jnp.where(fits, places.needed, 0),
+    )
+    return grown, Slots(node=node, page=page, slot=slot, position=position)
 
 
 def _find_hole(tree: Tree, storage: jax.Array, nth: jax.Array):

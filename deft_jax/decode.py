@@ -6,22 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.append import Slots, append, has_room
+from deft_jax.append import Places, Slots, append, fill, find_places
 from deft_jax.attention_method import AttentionMethod
+from deft_jax.counts import tally
 from deft_jax.decode_state import DecodeState, RequestTable, Rows, StepLog
 from deft_jax.forward import Model, forward
 from deft_jax.grouping import Grouping, query_ranks, slot_ranges
+from deft_jax.placing import place_rows
+from deft_jax.pruning import accept_and_prune, prune
 from deft_jax.sample import is_greedy, sample, sample_greedily
 from deft_jax.strategy import RUNNING, Plan, Planner, View, finish_code
-from deft_jax.tree import (
-    OUT_OF_PAGES,
-    Tree,
-    accept,
-    branch,
-    choose,
-    prune,
-    replace,
-)
+from deft_jax.tree import OUT_OF_PAGES, Tree, choose, replace
 
 
 def decode(
@@ -183,75 +178,64 @@ def _apply(state: DecodeState, plan: Plan, draft_depth: int):
     live = (plan.source >= 0) & (plan.finish == RUNNING) & ~stopped
     request = jnp.where(live, plan.request, num_requests)
     ended = _ended(state.roots, request, size)
+    roots = jnp.where(ended, size, state.roots)
+    if draft_depth > 1:
+        # Plans with drafts change the tree in almost every step.
+        tree, node, places = _change(tree, plan, live, ended, state.roots, draft_depth)
+        fits = tree.overflow == 0
+        return *fill(tree, node, plan.token, places, fits), roots
     changes = jnp.any(plan.accept >= 0) | jnp.any(plan.prune) | jnp.any(ended)
     changes |= jnp.any((plan.source >= 0) & (~live | plan.branch))
 
     def change(_, carry):
-        return _change(carry[0], plan, live, ended, state.roots, draft_depth)
+        return _change(carry[0], plan, live, ended, state.roots, draft_depth)[:2]
 
+    # A loop of one step or none: unlike the branches of a condition, which copy what
+    # they leave as it is, it works in place, and most plans change nothing.
     carry = tree, jnp.where(live, plan.source, size)
-    if draft_depth > 1:
-        # Plans with drafts change the tree in almost every step.
-        tree, node = change(0, carry)
-    else:
-        # A loop of one step or none: unlike the branches of a condition, which copy
-        # what they leave as it is, it works in place, and most plans change nothing.
-        tree, node = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
+    tree, node = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
     tree, slots = append(tree, node, plan.token)
-    return tree, slots, jnp.where(ended, size, state.roots)
+    return tree, slots, roots
 
 
-def _change(tree: Tree, plan: Plan, live, ended, roots, draft_depth: int):
-    """The tree with what a plan accepts, prunes and branches, and each row's node.
+def _change(
+    tree: Tree, plan: Plan, live, ended, roots, draft_depth: int
+) -> tuple[Tree, jax.Array, Places]:
+    """The tree with what a plan accepts, prunes and branches, and where tokens go.
 
-    If nodes or the pages for the rows' tokens run out nothing changes but the overflow,
-    and no row has a node.
+    Returns:
+        The tree, [B] int32 the node of each row, N for none, and the places of their
+        tokens. If nodes or pages run out nothing changes but the overflow, and no row
+        has a node.
     """
     size = tree.num_nodes
-    changed = lax.cond(
-        jnp.any(plan.accept >= 0), lambda t: accept(t, plan.accept), lambda t: t, tree
-    )
-    changed = _drop(changed, plan, live, jnp.where(ended, roots, size))
-    changed, node = _place_rows(changed, plan, live, draft_depth)
-    overflow = changed.overflow
-    overflow |= jnp.where(has_room(changed, node), 0, OUT_OF_PAGES)
+    doomed, keep = _drops(plan, live, jnp.where(ended, roots, size))
+    changed = accept_and_prune(tree, plan.accept, doomed, keep)
+    changed, node, storage = place_rows(changed, plan, live, draft_depth)
+    places = find_places(changed, storage, node < size)
+    overflow = changed.overflow | jnp.where(places.fit(changed), 0, OUT_OF_PAGES)
     fits = overflow == 0
     tree = choose(fits, changed, replace(tree, overflow=overflow))
-    return tree, jnp.where(fits, node, size)
+    return tree, jnp.where(fits, node, size), places
 
 
-def _drop(tree: Tree, plan: Plan, live: jax.Array, ended_root: jax.Array) -> Tree:
-    """Frees what a plan prunes, rows that finish and ended requests [R], N for none."""
-    size = tree.num_nodes
-    node = jnp.where((plan.source >= 0) & (plan.source < size), plan.source, size)
-    finished = jnp.where(plan.branch | (plan.finish == RUNNING), size, node)
-    doomed = plan.prune.at[finished].set(True, mode="drop")
-    doomed = doomed.at[ended_root].set(True, mode="drop")
-    keep = plan.keep.at[jnp.where(live, node, size)].set(True, mode="drop")
-    return lax.cond(
-        jnp.any(doomed), lambda t: prune(t, doomed, keep), lambda t: t, tree
-    )
+def _drops(plan: Plan, live: jax.Array, ended_root: jax.Array):
+    """What a plan drops: what it prunes, rows that finish and ended requests.
 
+    Args:
+        plan: of the step.
+        live: [B] bool, rows that go on.
+        ended_root: [R] int32, N for none.
 
-def _place_rows(tree: Tree, plan: Plan, live: jax.Array, draft_depth: int):
-    """The node of each live row, branching where the plan says so, level by level.
-
-    A row's token counts while later levels branch from it, for their positions.
+    Returns:
+        [N] bool, nodes to drop with all below them, and nodes to keep otherwise.
     """
-    size = tree.num_nodes
-    node = jnp.full_like(plan.source, size)
-    for _ in range(draft_depth):
-        row = jnp.clip(plan.source - size, 0, node.shape[0] - 1)
-        source = jnp.where(plan.source < size, plan.source, node[row])
-        ready = live & (node == size) & (source >= 0) & (source < size)
-        tree, child = branch(
-            tree, jnp.maximum(source, 0), ready & plan.branch, plan.draft
-        )
-        placed = jnp.where(plan.branch, child, source)
-        node = jnp.where(ready, placed, node)
-        counted = jnp.where(ready, placed, size)
-        tree = replace(tree, count=tree.count.at[counted].add(1, mode="drop"))
-    return replace(tree, count=tree.count.at[node].add(-1, mode="drop")), node
+    size = plan.prune.shape[0]
+    node = jnp.where(plan.source >= 0, plan.source, size)
+    finished = jnp.where(plan.branch | (plan.finish == RUNNING), size, node)
+    doomed = tally(finished, size) + tally(ended_root, size) > 0
+    continued = tally(jnp.where(live, node, size), size) > 0
+    return plan.prune | doomed, plan.keep | continued
 
 
 def _write_log(state: DecodeState, plan: Plan, slots: Slots) -> jax.Array:

@@ -22,13 +22,11 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from deft_jax.append import Slots
-from deft_jax.tree import Tree, earlier_equal, exclusive_cumsum
+from deft_jax.counts import compares, count_below, earlier_equal, exclusive_cumsum
+from deft_jax.tree import Tree
 
 MAX_TILE_QUERIES = 64
 NARROW_SHARE = 8
-
-MAX_COMPARED = 2**22
-"""Pairs up to which all are compared, which a GPU does in one kernel."""
 
 
 @jax.tree_util.register_dataclass
@@ -242,7 +240,7 @@ def query_ranks(tree: Tree, node: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _inverse(rank: jax.Array) -> jax.Array:
     """[Q] int32: the row of each rank, of a permutation."""
     rows = jnp.arange(rank.shape[0], dtype=jnp.int32)
-    if rows.size**2 <= MAX_COMPARED:
+    if compares(rows.size, rows.size):
         here = rank[None] == rows[:, None]
         return jnp.sum(jnp.where(here, rows[None], 0), axis=1, dtype=jnp.int32)
     return jnp.zeros_like(rank).at[rank].set(rows, unique_indices=True)
@@ -262,15 +260,8 @@ def slot_ranges(tree: Tree, number: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _node_ranges(tree: Tree, number):
     """[N + 1] int32 each: ranks below each node, none for the node of empty slots."""
     first, end = (jnp.append(x, jnp.int32(0)) for x in (tree.first, tree.end))
-    return _count_below(number, first), _count_below(number, end)
-
-
-def _count_below(number, bound):
-    """[N + 1] int32: how many of `number` [Q] are below each bound, both at most N."""
-    if number.size * bound.size <= MAX_COMPARED:
-        return jnp.sum(number[None] < bound[:, None], axis=1, dtype=jnp.int32)
-    counts = jnp.zeros(bound.size, jnp.int32).at[number].add(1)
-    return exclusive_cumsum(counts)[bound]
+    size = tree.num_nodes
+    return count_below(number, first, size), count_below(number, end, size)
 
 
 def _first_positions(tree: Tree, slots: Slots, number):
@@ -280,7 +271,7 @@ def _first_positions(tree: Tree, slots: Slots, number):
     """
     largest = jnp.iinfo(jnp.int32).max
     first = jnp.append(tree.first, jnp.int32(tree.num_nodes + 1))
-    if number.size * first.size <= MAX_COMPARED:
+    if compares(number.size, first.size):
         own = number[None] == first[:, None]
         return jnp.min(jnp.where(own, slots.position[None], largest), axis=1)
     position = jnp.full(tree.num_nodes + 2, largest)

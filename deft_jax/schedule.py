@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deft_jax.counts import exclusive_cumsum, sum_before
 from deft_jax.grouping import Grouping
 from deft_jax.pallas_kernels.grouped_partial_attention import work
-from deft_jax.tree import exclusive_cumsum, sum_before
 
 NUM_CLASSES = 4
 WHOLE, BOTH, FIRST_HALF, SECOND_HALF = range(NUM_CLASSES)

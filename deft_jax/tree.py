@@ -11,9 +11,12 @@ where mode="drop" ignores it.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from deft_jax.counts import count_nodes_below, earlier_equal, largest
 
 NO_NODE = -1
 """Parent of a root; "no node" wherever node numbers are compared."""
@@ -140,28 +143,79 @@ def choose(condition: jax.Array, yes, no):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def exclusive_cumsum(x: jax.Array) -> jax.Array:
-    """[n] to [n + 1]: entry `i` is the sum of the `i` first; the last is the total."""
-    return jnp.concatenate([jnp.zeros(1, x.dtype), jnp.cumsum(x, dtype=x.dtype)])
+class NewNodes(NamedTuple):
+    """Empty nodes to put into a tree, one per row.
 
-
-def earlier_equal(key: jax.Array, mask: jax.Array) -> jax.Array:
-    """[n] int32: how many earlier rows of `mask` have the same key.
-
-    key 5 7 5 5, mask 1 1 0 1  ->  0 0 1 1
+    Attributes:
+        node: [B] int32, number of the node, N for rows without one.
+        parent: [B] int32, a live or a new node; NO_NODE for roots.
+        before: [B] int32, depth-first number of the nearest ancestor that is not new,
+            as it is before the new ones come in; -1 for none.
+        offset: [B] int32, place among the new nodes below that ancestor, from 1.
+        span: [B] int32, new nodes in its subtree, itself counted.
+        start: [B] int32, as in `Tree`.
+        storage: [B] int32, as in `Tree`.
     """
-    rows = jnp.arange(key.shape[0])
-    same = (key[:, None] == key[None, :]) & mask[None, :]
-    return jnp.sum(same & (rows[:, None] > rows[None, :]), axis=1, dtype=jnp.int32)
+
+    node: jax.Array
+    parent: jax.Array
+    before: jax.Array
+    offset: jax.Array
+    span: jax.Array
+    start: jax.Array
+    storage: jax.Array
 
 
-def sum_before(x: jax.Array) -> jax.Array:
-    """[..., n] int32: sums of the earlier entries along the last axis; true counts 1.
+def take_nodes(
+    tree: Tree, mask: jax.Array, index: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Numbers for new nodes: the free node `index` places below the top of the stack.
 
-    3 1 2  ->  0 3 4
+    Args:
+        tree: the forest.
+        mask: [B] bool, rows that get one.
+        index: [B] int32, their order: 0, 1, ...
+
+    Returns:
+        [B] int32 numbers, N for the other rows; if too few are free all are N, and the
+        tree's overflow, [] int32, has its bit.
     """
-    square = jnp.broadcast_to(x[..., None, :], (*x.shape, x.shape[-1]))
-    return jnp.sum(jnp.tril(square, -1), axis=-1, dtype=jnp.int32)
+    fits = jnp.sum(mask, dtype=jnp.int32) <= tree.num_free_nodes
+    free = tree.free_nodes[tree.num_free_nodes - 1 - index]
+    node = jnp.where(mask & fits, free, tree.num_nodes)
+    return node, tree.overflow | jnp.where(fits, 0, OUT_OF_NODES)
+
+
+def insert(tree: Tree, new: NewNodes) -> Tree:
+    """The tree with new nodes, taken off the free list.
+
+    Every node looks its row up and all arrays change in one kernel of a GPU, where a
+    scatter for each of them takes one or two.
+    """
+    size = tree.num_nodes
+    live = new.node < size
+    number = jnp.where(live, new.before + 1, size + 1)
+
+    def moved(bound):
+        return bound + count_nodes_below(number, bound + 1, size + 1)
+
+    first = moved(new.before) + new.offset
+    rows = jnp.arange(new.node.shape[0], dtype=jnp.int32)
+    row = largest(new.node, size, rows)
+
+    def put(array, value):
+        return jnp.where(row >= 0, value[jnp.maximum(row, 0)], array)
+
+    return replace(
+        tree,
+        parent=put(tree.parent, new.parent),
+        first=put(jnp.minimum(moved(tree.first), size), first),
+        end=put(jnp.minimum(moved(tree.end), size), first + new.span),
+        count=jnp.where(row >= 0, 0, tree.count),
+        start=put(tree.start, new.start),
+        storage=put(tree.storage, new.storage),
+        num_free_nodes=tree.num_free_nodes - jnp.sum(live, dtype=jnp.int32),
+    )
 
 
 def branch(
@@ -183,156 +237,21 @@ def branch(
         The tree and [B] int32 the new nodes, N for rows that took no part. If too few
         nodes are free the tree is as it was but for its overflow bit, and all are N.
     """
-    size = tree.num_nodes
-    fits = jnp.sum(mask, dtype=jnp.int32) <= tree.num_free_nodes
-    overflow = tree.overflow | jnp.where(fits, 0, OUT_OF_NODES)
-    mask = mask & fits
     index = jnp.cumsum(mask, dtype=jnp.int32) - 1
-    node = jnp.where(mask, tree.free_nodes[tree.num_free_nodes - 1 - index], size)
-
+    node, overflow = take_nodes(tree, mask, index)
     is_root = parent < 0
-    safe = jnp.clip(parent, 0, size - 1)
+    safe = jnp.clip(parent, 0, tree.num_nodes - 1)
     before = jnp.where(is_root, -1, tree.first[safe])
-    inserted = jnp.zeros(size + 1, jnp.int32)
-    inserted = inserted.at[jnp.where(mask, before + 1, size + 1)].add(1, mode="drop")
-    shift = jnp.cumsum(inserted, dtype=jnp.int32)
-    first = jnp.minimum(tree.first + shift[tree.first], size)
-    end = jnp.minimum(tree.end + shift[tree.end], size)
-    own_shift = jnp.where(is_root, 0, shift[jnp.maximum(before, 0)])
-    own_first = before + 1 + own_shift + earlier_equal(before, mask)
-
-    start = jnp.where(is_root, 0, tree.start[safe] + tree.count[safe])
     storage = node
     if draft is not None:
         storage = jnp.where(draft & ~is_root, tree.storage[safe], node)
-
-    def put(array, value):
-        return array.at[node].set(value, mode="drop")
-
-    return replace(
-        tree,
-        parent=put(tree.parent, jnp.where(is_root, NO_NODE, parent)),
-        first=put(first, own_first),
-        end=put(end, own_first + 1),
-        count=put(tree.count, 0),
-        start=put(tree.start, start),
-        storage=put(tree.storage, storage),
-        num_free_nodes=tree.num_free_nodes - jnp.sum(mask, dtype=jnp.int32),
-        overflow=overflow,
-    ), node
-
-
-def prune(tree: Tree, doomed: jax.Array, keep: jax.Array | None = None) -> Tree:
-    """Frees the subtrees of `doomed` nodes and every ancestor left without a leaf.
-
-    Args:
-        tree: the forest.
-        doomed: [N] bool, true for nodes to drop with all below them.
-        keep: [N] bool, true for nodes that stay although no leaf is left below them,
-            unless they are in a doomed subtree; none if None.
-    """
-    dead = _below(tree, doomed & tree.live)
-    leaf = tree.live & (tree.end == tree.first + 1)
-    if keep is not None:
-        leaf = leaf | (keep & tree.live)
-    return _remove(tree, tree.live & ~_holds(tree, leaf & ~dead))
-
-
-def accept(tree: Tree, tip: jax.Array) -> Tree:
-    """Keeps one path of each draft tree: its tokens become their trunk's own.
-
-    The trunk of a draft is the node that owns its pages. Drafts of the same trunk that
-    are not on the path from the trunk to the tip are dropped with all below them; their
-    slots are used again by the next tokens of the trunk. No KV moves.
-
-    Args:
-        tree: the forest.
-        tip: [A] int32, last accepted node of each path; a node that is no draft accepts
-            none of its drafts; NO_NODE entries are ignored. One tip per trunk.
-    """
-    size = tree.num_nodes
-    tip = jnp.where(tip < 0, size, tip)
-    trunk = tree.storage.at[tip].get(mode="fill", fill_value=size)
-    # By trunk, the depth-first number of its tip: the drafts whose intervals hold it
-    # are on the path.
-    goal = jnp.full(size, -1, jnp.int32)
-    goal = goal.at[trunk].set(tree.first.at[tip].get(mode="clip"), mode="drop")
-    goal = goal.at[tree.storage].get(mode="fill", fill_value=-1)
-    draft = (tree.storage != jnp.arange(size)) & (goal >= 0)
-    on_path = draft & (tree.first <= goal) & (goal < tree.end)
-    dead = _below(tree, draft & ~on_path)
-    merged = on_path & ~dead
-
-    gain = jnp.where(merged, tree.count, 0)
-    count = tree.count.at[tree.storage].add(gain, mode="drop")
-    parent = jnp.clip(tree.parent, 0, size - 1)
-    adopted = (tree.parent >= 0) & merged[parent]
-    tree = replace(
-        tree,
-        count=count,
-        parent=jnp.where(adopted, tree.storage[parent], tree.parent),
+    new = NewNodes(
+        node=node,
+        parent=jnp.where(is_root, NO_NODE, parent),
+        before=before,
+        offset=1 + earlier_equal(before, mask),
+        span=jnp.ones_like(node),
+        start=jnp.where(is_root, 0, tree.start[safe] + tree.count[safe]),
+        storage=storage,
     )
-    return _remove(tree, dead | merged, heir=jnp.where(merged, tree.storage, size))
-
-
-def _below(tree: Tree, mask: jax.Array) -> jax.Array:
-    """[N] bool: nodes that are masked or have a masked ancestor."""
-    size = tree.num_nodes
-    edge = jnp.zeros(size + 1, jnp.int32)
-    edge = edge.at[jnp.where(mask, tree.first, size + 1)].add(1, mode="drop")
-    edge = edge.at[jnp.where(mask, tree.end, size + 1)].add(-1, mode="drop")
-    return tree.live & (jnp.cumsum(edge, dtype=jnp.int32)[tree.first] > 0)
-
-
-def _holds(tree: Tree, mask: jax.Array) -> jax.Array:
-    """[N] bool: nodes that are masked or have a masked descendant."""
-    size = tree.num_nodes
-    marks = jnp.zeros(size, jnp.int32)
-    marks = marks.at[jnp.where(mask, tree.first, size)].add(1, mode="drop")
-    upto = exclusive_cumsum(marks)
-    return tree.live & (upto[tree.end] > upto[tree.first])
-
-
-def _remove(tree: Tree, gone: jax.Array, heir: jax.Array | None = None) -> Tree:
-    """Frees nodes and the pages they leave empty; `heir` takes over their tokens.
-
-    Args:
-        gone: [N] bool, live nodes to free.
-        heir: [N] int32, node that a freed node's tokens go to, N to drop them.
-    """
-    size = tree.num_nodes
-    kept = tree.live & ~gone
-    order = jnp.zeros(size, jnp.int32)
-    order = order.at[jnp.where(kept, tree.first, size)].set(1, mode="drop")
-    upto = exclusive_cumsum(order)
-    own = jnp.arange(size, dtype=jnp.int32)
-    moved = jnp.where(gone, size if heir is None else heir, own)
-    moved = jnp.append(moved, jnp.int32(size))
-    slot_node = moved[tree.slot_node]
-    empty = jnp.all(slot_node == size, axis=1) & (tree.page_owner < size)
-    free_nodes, num_free_nodes = _push(tree.free_nodes, tree.num_free_nodes, gone)
-    free_pages, num_free_pages = _push(tree.free_pages, tree.num_free_pages, empty)
-    return replace(
-        tree,
-        parent=jnp.where(gone, NO_NODE, tree.parent),
-        first=jnp.where(kept, upto[tree.first], size),
-        end=jnp.where(kept, upto[tree.end], size),
-        count=jnp.where(gone, 0, tree.count),
-        storage=jnp.where(gone, size, tree.storage),
-        page_owner=jnp.where(empty, size, tree.page_owner),
-        slot_node=slot_node,
-        free_nodes=free_nodes,
-        num_free_nodes=num_free_nodes,
-        free_pages=free_pages,
-        num_free_pages=num_free_pages,
-    )
-
-
-def _push(stack, height, freed):
-    """Puts the indices of `freed` on a free list; returns it and its new height."""
-    index = height + jnp.cumsum(freed, dtype=jnp.int32) - 1
-    at = jnp.where(freed, index, stack.shape[0])
-    items = jnp.arange(stack.shape[0], dtype=jnp.int32)
-    return stack.at[at].set(items, mode="drop"), height + jnp.sum(
-        freed, dtype=jnp.int32
-    )
+    return replace(insert(tree, new), overflow=overflow), node

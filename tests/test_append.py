@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from deft_jax import pruning
 from deft_jax import tree as operations
 from deft_jax.append import append
 from deft_jax.tree import NO_NODE, OUT_OF_PAGES, Tree, replace
@@ -12,8 +13,8 @@ from tests.tree_invariants import assert_same
 NODES, PAGES, ROWS = 6, 5, 12
 
 branch = jax.jit(operations.branch)
-prune = jax.jit(operations.prune)
-accept = jax.jit(operations.accept)
+prune = jax.jit(pruning.prune)
+accept = jax.jit(pruning.accept)
 jitted = jax.jit(append)
 
 

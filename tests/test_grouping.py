@@ -20,7 +20,8 @@ from deft_jax.grouping import (
     group,
     group_arrays,
 )
-from deft_jax.tree import NO_NODE, Tree, accept, branch, prune
+from deft_jax.pruning import accept, prune
+from deft_jax.tree import NO_NODE, Tree, branch
 from tests.forest_plans import Limits, Plan, plans
 from tests.forests import Forest, grow, walk_paths
 

@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from deft_jax import pruning
 from deft_jax import tree as tree_module
 from deft_jax.append import append
 from deft_jax.tree import NO_NODE, OUT_OF_NODES, OUT_OF_PAGES, Tree, replace
@@ -51,8 +52,9 @@ def up_to(most, nodes, key=None):
 
 branch = compiled(tree_module.branch)
 grow = compiled(append)
-prune = compiled(tree_module.prune)
-accept = compiled(tree_module.accept)
+prune = compiled(pruning.prune)
+accept = compiled(pruning.accept)
+accept_and_prune = compiled(pruning.accept_and_prune)
 
 
 class ForestMachine(RuleBasedStateMachine):
@@ -187,26 +189,45 @@ class ForestMachine(RuleBasedStateMachine):
     @precondition(has_drafts)
     @rule(data=st.data())
     def accept(self, data):
-        """Accepts draft paths of several trunks at once, some of them empty."""
+        """Accepts draft paths of several trunks at once, some of them empty; prunes in
+        the same pass or not."""
         drafted = {self.model.trunk(x) for x in self.model.drafts()}
         allowed = filter(self.model.may_accept, self.model.nodes)
         tips = [x for x in allowed if self.model.trunk(x) in drafted]
         tips = data.draw(up_to(TIPS, tips, key=self.model.trunk), label="tips")
         idle = [NO_NODE] * (TIPS - len(tips))
-        self.tree = accept(self.tree, np.array(idle + tips, np.int32))
-        for tip in tips:
-            self.model.accept(tip)
+        tip = np.array(idle + tips, np.int32)
+        doomed, keep = [], []
+        if data.draw(st.booleans(), label="prune, too"):
+            doomed, keep = self._draw_doomed(data)
+            marks = self._marks(doomed, keep)
+            both = prune(accept(self.tree, tip), *marks)
+            self.tree = accept_and_prune(self.tree, tip, *marks)
+            assert_same(self.tree, both)
+        else:
+            self.tree = accept(self.tree, tip)
+        for each in tips:
+            self.model.accept(each)
+        self.model.prune(doomed, keep)
 
     @precondition(has_grown)
     @rule(data=st.data())
     def prune(self, data):
         """Prunes several nodes at once, which may lie below each other, and keeps
         ancestors of some."""
+        doomed, keep = self._draw_doomed(data)
+        self.tree = prune(self.tree, *self._marks(doomed, keep))
+        self.model.prune(doomed, keep)
+
+    def _draw_doomed(self, data):
+        """Nodes to drop, and nodes to keep."""
         doomed = data.draw(up_to(PRUNED, self.model.nodes), label="doomed")
         keep = data.draw(st.just([]) | up_to(PRUNED, self.model.nodes), label="keep")
-        nodes = np.arange(self.tree.num_nodes)
-        self.tree = prune(self.tree, np.isin(nodes, doomed), np.isin(nodes, keep))
-        self.model.prune(doomed, keep)
+        return doomed, keep
+
+    def _marks(self, *nodes):
+        """[N] bool for each list of nodes."""
+        return [np.isin(np.arange(self.tree.num_nodes), each) for each in nodes]
 
     @invariant()
     def is_as_the_model(self):

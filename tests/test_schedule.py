@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deft_jax import grouping as grouping_module
+from deft_jax import counts as counts_module
 from deft_jax import schedule as schedule_module
 from deft_jax.append import Slots
 from deft_jax.grouping import Grouping, group
@@ -334,10 +334,10 @@ def test_small_and_large_trees_are_scheduled_alike(plan: Plan, monkeypatch):
         schedule = jax.jit(lambda x: make_schedule(x, tiling))(grouping)
         return jax.device_get((grouping, schedule))
 
-    for module in (grouping_module, schedule_module):
+    for module in (counts_module, schedule_module):
         monkeypatch.setattr(module, "MAX_COMPARED", 2**30)
     compared = schedules()
-    for module in (grouping_module, schedule_module):
+    for module in (counts_module, schedule_module):
         monkeypatch.setattr(module, "MAX_COMPARED", 0)
     jax.tree.map(np.testing.assert_array_equal, compared, schedules())
     units = compared[1].unit.reshape(len(compared[1].tile), -1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from deft_jax import pruning
 from deft_jax import tree as operations
 from deft_jax.append import append
 from deft_jax.tree import (
@@ -12,8 +13,6 @@ from deft_jax.tree import (
     OUT_OF_PAGES,
     Tree,
     choose,
-    earlier_equal,
-    exclusive_cumsum,
 )
 from tests.tree_invariants import assert_same
 
@@ -21,8 +20,8 @@ NODES, PAGES, PAGE_SIZE = 8, 6, 4
 
 jitted_branch = jax.jit(operations.branch)
 jitted_append = jax.jit(append)
-prune = jax.jit(operations.prune)
-accept = jax.jit(operations.accept)
+prune = jax.jit(pruning.prune)
+accept = jax.jit(pruning.accept)
 
 
 def ints(values):
@@ -293,7 +292,7 @@ def test_operations_run_inside_a_loop_and_a_condition():
         tree, _ = append(tree, child, ints([7]))
         doomed = jnp.arange(NODES) == child
         even = turn % 2 == 0
-        tree = lax.cond(even, lambda: operations.prune(tree, doomed), lambda: tree)
+        tree = lax.cond(even, lambda: pruning.prune(tree, doomed), lambda: tree)
         return tree, root, turn + 1
 
     @jax.jit
@@ -309,7 +308,7 @@ def test_operations_run_inside_a_loop_and_a_condition():
 
 
 def test_a_new_tree_can_be_donated():
-    drop = jax.jit(operations.prune, donate_argnums=0)
+    drop = jax.jit(pruning.prune, donate_argnums=0)
     assert_same(drop(empty(), jnp.zeros(NODES, bool)), empty())
 
 
@@ -320,9 +319,6 @@ def test_a_capacity_below_1_is_refused(name):
         Tree.create(**sizes)
 
 
-def test_helpers():
-    key, mask = ints([5, 7, 5, 5]), jnp.array([True, True, False, True])
-    np.testing.assert_array_equal(earlier_equal(key, mask), [0, 0, 1, 1])
-    np.testing.assert_array_equal(exclusive_cumsum(ints([3, 0, 2])), [0, 3, 3, 5])
+def test_a_choice_of_pytrees():
     chosen = choose(jnp.bool_(False), {"a": ints([1])}, {"a": ints([2])})
     np.testing.assert_array_equal(chosen["a"], [2])

@@ -193,6 +193,8 @@ def test_pages_are_those_of_prompt_trunk_and_drafts(told, template):
         less = TightEngine(CAPACITY, pages=pages - no_pages, nodes=nodes - no_nodes)
         tree = replay(less, template)
         assert tree.notice is not None and "ran out" in tree.notice
+        kept = [token for node in tree.nodes[1:] for token in node.tokens]
+        assert tuple(kept) == replayed.branch[: len(kept)] != replayed.branch
 
 
 @each_template

@@ -24,8 +24,9 @@ from deft_jax.engine import Engine
 from deft_jax.errors import DeftError
 from deft_jax.io_account import METHODS
 from deft_jax.kv_pool import LayerKV
+from deft_jax.pruning import prune
 from deft_jax.result import GenerationTree
-from deft_jax.tree import NO_NODE, Tree, branch, prune
+from deft_jax.tree import NO_NODE, Tree, branch
 from tests.bench.replay_engines import TightEngine
 from tests.tiny_model import CONFIG, AsciiTokenizer, tiny_model
 
