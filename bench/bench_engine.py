@@ -15,6 +15,10 @@ from deft_jax.strategy import Planner
 from .gpu_timing import Record
 from .setting import Programs
 
+STEPS_BETWEEN = 16
+"""Of the bursts between two that are profiled. Those are cut to single steps, since
+CUPTI loses kernels of loops in command buffers."""
+
 
 class IdsOnly:
     """A tokenizer for models without one: token ids in, no text out."""
@@ -66,8 +70,7 @@ class BenchEngine(Engine):
 
     Attributes:
         bursts: of the last call.
-        record: profiles bursts of several steps; None profiles none.
-        record_every: of so many bursts, one is profiled.
+        record: profiles every second burst, cut to a single step; None profiles none.
     """
 
     def __init__(
@@ -84,7 +87,6 @@ class BenchEngine(Engine):
         super().__init__(model, tokenizer, **options)
         self.bursts: list[Burst] = []
         self.record: Record | None = None
-        self.record_every = 1
         self._programs = programs or Programs()
         self._used: dict[Hashable, Any] = {}
 
@@ -98,13 +100,15 @@ class BenchEngine(Engine):
 
     def decode(self, table, cut, max_steps: int, planner: Planner) -> DecodeState:
         """As `Engine`, with the clock read and, where wanted, kernels recorded."""
+        # The first burst of a call ends its prompt.
+        recorded = self.record is not None and len(self.bursts) % 2 == 1
+        if self.record is not None:
+            max_steps = min(max_steps, 1 if recorded else STEPS_BETWEEN)
         args = self.model, self.state, table, cut, jnp.int32(max_steps)
         static = {"planner": planner, "method": self.method}
         program = self._program(planner, decode_program(), args, **static)
-        # The first burst of a call is a single step, the second may be profiled.
-        due = (len(self.bursts) - 1) % self.record_every == 0
         burst = Burst(time.perf_counter())
-        if self.record is not None and max_steps > 1 and due:
+        if recorded and self.record is not None:
             self._state = _profile(burst, self.record, lambda: program(*args))
         else:
             self._state = program(*args)

@@ -18,10 +18,6 @@ from .setting import Setting
 from .step_account import account, implementation
 from .workload import Workload
 
-LONG_STEPS = 1000
-RECORD_EVERY = 4
-"""Of so many bursts of a call with more than LONG_STEPS one is profiled, else all."""
-
 WARM_BURSTS = 1
 """Bursts of the call that compiles: a single step, and what ends the call."""
 
@@ -105,8 +101,7 @@ def _measured(
     times = _timed(engine, workload, prompt)
     parts = {}
     if profile and setting.record is not None:
-        long = workload.template.steps > LONG_STEPS
-        engine.record, engine.record_every = setting.record, RECORD_EVERY if long else 1
+        engine.record = setting.record
         _generate(engine, workload, prompt)
         parts = _parts(engine, workload)
     known = account(workload, method, setting)

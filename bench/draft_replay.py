@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from deft_jax.capacity import DEFAULT_PAGE_SIZE, Capacity, bucket
 from deft_jax.result import GenerationTree
+from deft_jax.row_search import top_k
 from deft_jax.sampling import Sampling
 from deft_jax.strategy import RUNNING, Plan, View
 from deft_jax.tree import NO_NODE
@@ -113,7 +113,7 @@ class DraftPlanner:
         """The trunk takes the token after the tip, the drafts follow it."""
         size, num_rows = view.tree.num_nodes, view.node.shape[0]
         most = min(num_rows, view.logits.shape[1])
-        _, likeliest = lax.top_k(view.logits[tip], most)
+        _, [likeliest] = top_k(view.logits[tip][None], most)
         trunk, draft = state.depth == 0, state.depth > 0
         keeps = trunk & ~fresh
         source = jnp.where(draft, size + state.parent, view.node[0])

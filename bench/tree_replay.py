@@ -11,6 +11,7 @@ from jax import lax
 
 from deft_jax.capacity import DEFAULT_PAGE_SIZE, Capacity, bucket
 from deft_jax.result import GenerationTree
+from deft_jax.row_search import top_k
 from deft_jax.sampling import Sampling
 from deft_jax.strategy import RUNNING, Plan, View
 from deft_jax.tree import NO_NODE
@@ -111,7 +112,7 @@ def _choose(view: View, row: jax.Array, rank: jax.Array):
     num_rows, vocab_size = view.logits.shape
 
     def branch():
-        value, token = lax.top_k(view.logits, min(num_rows, vocab_size))
+        value, token = top_k(view.logits, min(num_rows, vocab_size))
         logprob = value - jax.nn.logsumexp(view.logits, axis=1, keepdims=True)
         goes_on = rank == IN_PLACE
         return (

@@ -30,11 +30,10 @@ Prompt = str | Sequence[int]
 
 run_prefill = jax.jit(prefill, static_argnames="method", donate_argnames="state")
 GPU_OPTIONS = {
-    # All that a step starts and branches over is in command buffers (CUDA graphs). The
-    # loop over steps is not: inside one its kernels follow each other more slowly
-    # (bench/NOTES.md).
+    # The loop over steps and all in it is one command buffer (CUDA graph): the host
+    # starts a burst of steps and is free.
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
-    "DYNAMIC_SLICE_FUSION,CONDITIONAL",
+    "DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE",
     # The library's products of few rows read weights faster.
     "xla_gpu_enable_triton_gemm": False,
 }

@@ -4,8 +4,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,8 @@ class Generation:
         self.begin = time.perf_counter()
         self.prefill_s = self.decode_s = 0.0
         self.most_pages = 0
-        self.ahead: dict[str, Any] | None = None
+        self.decoded_until = 0.0
+        self.ahead: _Started | None = None
         self.no_cut = np.zeros(self.capacity.nodes, bool)
         self.status = Status(
             phase="prefill",
@@ -82,8 +82,7 @@ class Generation:
         # What a burst says cannot change the next one if nothing of it is looked at.
         self.runs_ahead = burst is None
         try:
-            with ThreadPoolExecutor(1) as self.worker:
-                self._run(burst, should_stop)
+            self._run(burst, should_stop)
         except BaseException:
             self.engine.reset()
             raise
@@ -190,25 +189,23 @@ class Generation:
 
     def _decode(self, steps: int) -> bool:
         """One burst of steps; returns whether the next plan did not fit."""
-        burst, self.ahead = self.ahead, None
-        if burst is None:
-            burst = self._burst(steps, self.replay.take_cut())
-        if self._can_run_ahead(burst):
-            # The device goes on while another thread replays what it did. It is this
-            # one that decodes: the caller's settings of JAX are its own.
-            replayed = self.worker.submit(self.replay.play, burst)
-            self.ahead = self._burst(self.engine.log_steps, self.no_cut)
-            events = replayed.result()
-        else:
-            events = self.replay.play(burst)
+        started, self.ahead = self.ahead, None
+        if started is None:
+            started = self._start(steps, self.replay.take_cut())
+        if self.runs_ahead and steps and not self.waiting:
+            # The device goes on while the host replays what it did. Behind a burst
+            # that ends the last request, or that did not fit, nothing is decoded.
+            self.ahead = self._start(self.engine.log_steps, self.no_cut)
+        burst = self._read(started)
+        events = self.replay.play(burst)
         for event in events:
             self.on_token(event)
         self._count(burst, len(events))
         self._free(burst["roots"])
         return bool(burst["overflow"])
 
-    def _burst(self, steps: int, cut: np.ndarray) -> dict[str, Any]:
-        """Runs up to so many steps; what the host looks at after them.
+    def _start(self, steps: int, cut: np.ndarray) -> "_Started":
+        """Starts up to so many steps and does not wait for them.
 
         Args:
             steps: at most.
@@ -220,21 +217,15 @@ class Generation:
             self.engine.decode(self.table, jnp.asarray(self.no_cut), 0, planner)
         begin = time.perf_counter()
         state = self.engine.decode(self.table, jnp.asarray(cut), steps, planner)
-        burst = _read(state)
-        self.decode_s += time.perf_counter() - begin
-        return burst
+        return _Started(_copy(_looked_at(state)), begin)
 
-    def _can_run_ahead(self, burst: dict[str, Any]) -> bool:
-        """True if the next burst does not depend on the replay of this one.
-
-        A single step, the first, is replayed at once: somebody waits for it.
-        """
-        running = all(
-            burst["roots"][slot] < self.capacity.nodes for slot in self.active
-        )
-        idle = self.waiting or not self.active or burst["overflow"]
-        ready = self.runs_ahead and burst["step"] > 1 and not self.replay.has_cut
-        return ready and running and not idle
+    def _read(self, started: "_Started") -> dict[str, Any]:
+        """What the host looks at after a burst, in one transfer."""
+        burst = jax.device_get(started.report)
+        now = time.perf_counter()
+        self.decode_s += now - max(started.begin, self.decoded_until)
+        self.decoded_until = now
+        return burst | {"log": StepLog.unpack(burst["log"])}
 
     def _count(self, burst: dict[str, Any], num_tokens: int) -> None:
         status = self.status
@@ -283,6 +274,7 @@ class Generation:
         for request in self.active.values():
             self.records[request.index].close(reason)
         if self.active:
+            self.ahead = None
             self.replay.cut_all()
             self._decode(0)
 
@@ -314,6 +306,18 @@ class Generation:
         self.on_status(self.status)
 
 
+class _Started(NamedTuple):
+    """Decode steps that the device may still be at.
+
+    Attributes:
+        report: what the host looks at when they are done.
+        begin: clock at their start, in seconds.
+    """
+
+    report: dict[str, Any]
+    begin: float
+
+
 def _attention_sizes(model: Any) -> AttentionSizes:
     config = model.config
     return AttentionSizes(
@@ -325,17 +329,20 @@ def _attention_sizes(model: Any) -> AttentionSizes:
     )
 
 
-def _read(state: DecodeState) -> dict[str, Any]:
-    """What the host looks at after a burst, in one transfer."""
-    burst = jax.device_get(
-        {
-            "log": state.log,
-            "step": state.step,
-            "roots": state.roots,
-            "row_node": state.rows.node,
-            "kv_tokens": state.kv_tokens,
-            "num_free_pages": state.tree.num_free_pages,
-            "overflow": state.tree.overflow,
-        }
-    )
-    return burst | {"log": StepLog.unpack(burst["log"])}
+def _looked_at(state: DecodeState) -> dict[str, Any]:
+    """What the host looks at after a burst."""
+    return {
+        "log": state.log,
+        "step": state.step,
+        "roots": state.roots,
+        "row_node": state.rows.node,
+        "kv_tokens": state.kv_tokens,
+        "num_free_pages": state.tree.num_free_pages,
+        "overflow": state.tree.overflow,
+    }
+
+
+@jax.jit
+def _copy(report: dict[str, Any]) -> dict[str, Any]:
+    """Arrays that stay when the next burst takes over the state that they are of."""
+    return jax.tree.map(jnp.copy, report)

@@ -7,8 +7,12 @@ five times as long on a CPU.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 BLOCK_SIZE = 256
+
+TOP_K_BLOCK_SIZE = 64
+"""Of `top_k`, which sorts the largest of all blocks, and `k` whole blocks."""
 
 
 def argmax(values: jax.Array) -> jax.Array:
@@ -23,6 +27,31 @@ def argmax(values: jax.Array) -> jax.Array:
     blocks = _blocks(values, -jnp.inf)
     block = _first_peak(blocks.max(axis=-1))
     return block * BLOCK_SIZE + _first_peak(_take(blocks, block))
+
+
+def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The largest values of each row and their indices, the lowest ones on ties.
+
+    `lax.top_k` sorts whole rows. That takes longer, and on a GPU the sort may be one
+    that cannot be in a command buffer, so that the host has to start every kernel of
+    a decode step.
+
+    Args:
+      values: [B, V] float32, no NaN.
+      k: at most V.
+
+    Returns:
+      [B, k] float32 and [B, k] int32, by falling value.
+    """
+    blocks = _blocks(values, -jnp.inf, TOP_K_BLOCK_SIZE)
+    # A value among the k largest is in a block that has one of the k largest peaks.
+    _, block = lax.top_k(blocks.max(axis=-1), min(k, blocks.shape[1]))
+    # In order, so that of equal values those of lower indices come first.
+    block = jnp.sort(block, axis=1)
+    inside = jnp.take_along_axis(blocks, block[:, :, None], axis=1)
+    value, place = lax.top_k(inside.reshape(values.shape[0], -1), k)
+    block = jnp.take_along_axis(block, place // TOP_K_BLOCK_SIZE, axis=1)
+    return value, block * TOP_K_BLOCK_SIZE + place % TOP_K_BLOCK_SIZE
 
 
 def inverse_cdf(weights: jax.Array, share: jax.Array) -> jax.Array:
@@ -44,10 +73,10 @@ def inverse_cdf(weights: jax.Array, share: jax.Array) -> jax.Array:
     return block * BLOCK_SIZE + _first_past(_take(blocks, block), inside)
 
 
-def _blocks(values: jax.Array, fill: float) -> jax.Array:
-    padding = -values.shape[1] % BLOCK_SIZE
+def _blocks(values: jax.Array, fill: float, size: int = BLOCK_SIZE) -> jax.Array:
+    padding = -values.shape[1] % size
     padded = jnp.pad(values, ((0, 0), (0, padding)), constant_values=fill)
-    return padded.reshape(values.shape[0], -1, BLOCK_SIZE)
+    return padded.reshape(values.shape[0], -1, size)
 
 
 def _take(blocks: jax.Array, block: jax.Array) -> jax.Array:

@@ -1,10 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deft_jax.row_search import argmax, inverse_cdf
+from deft_jax.row_search import TOP_K_BLOCK_SIZE, argmax, inverse_cdf, top_k
 
 LAST_SHARE = np.nextafter(np.float32(1), np.float32(0))
 
@@ -37,3 +38,17 @@ def test_argmax_is_that_of_numpy(size):
     np.testing.assert_array_equal(
         argmax(jnp.asarray(values, jnp.float32)), values.argmax(axis=1)
     )
+
+
+@pytest.mark.parametrize("size", [1, TOP_K_BLOCK_SIZE, TOP_K_BLOCK_SIZE + 1, 1000])
+@pytest.mark.parametrize("k", [1, 3, 20, 1000])
+def test_top_k_is_that_of_jax(size, k):
+    """With ties, some of them at -inf, where the lowest index comes first."""
+    values = np.random.default_rng(size).normal(size=(6, size)).round(1)
+    values[2, size // 3 :] = -np.inf
+    values[3] = 0
+    values[4] = np.sort(values[4])
+    values = jnp.asarray(values, jnp.float32)
+    k = min(k, size)
+    for got, expected in zip(top_k(values, k), jax.lax.top_k(values, k), strict=True):
+        np.testing.assert_array_equal(got, expected)

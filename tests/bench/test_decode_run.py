@@ -1,9 +1,8 @@
 """A run with a profiler that is made up, and compiled steps that are shared."""
 
-import jax
 import pytest
 
-from deft_jax.bench import bench_engine, decode_run
+from deft_jax.bench import bench_engine
 from deft_jax.bench.bench_engine import IdsOnly
 from deft_jax.bench.decode_run import PARTS, make_engine, run
 from deft_jax.bench.duplicated_method import DuplicatedMethod
@@ -20,9 +19,8 @@ KERNELS = [("mosaic_gpu_kernel", 2.0), ("nvjet", 5.0), ("DeviceRadixSort", 0.5)]
 
 
 def record(call):
-    """Every burst starts the same kernels."""
-    jax.block_until_ready(call())
-    return KERNELS
+    """Every step starts the same kernels."""
+    return KERNELS * int(call())
 
 
 def setting(**options) -> Setting:
@@ -35,18 +33,16 @@ def shared() -> Programs:
     return Programs()
 
 
-@pytest.mark.parametrize(("every", "profiled"), [(1, 2), (2, 1), (4, 1)])
-def test_parts_are_means_over_the_profiled_steps(every, profiled, shared, monkeypatch):
-    monkeypatch.setattr(decode_run, "LONG_STEPS", 69)
-    monkeypatch.setattr(decode_run, "RECORD_EVERY", every)
-    # Bursts of 1, 64 and 6 steps, the last of which ends the request.
+def test_parts_are_means_over_the_profiled_steps(shared):
+    # Bursts of 1, 1, 16, 1, 16, .. steps up to the 71st, which ends the request; the
+    # second, fourth, .. are profiled.
+    steps = 5
     [workload] = few_shot_workloads([9], [2], 70)
     with_record = setting(record=record, programs=shared)
     row = run(workload, "deft_flatten", with_record, profile=True)
     assert "error" not in row
-    steps = {2: 64 + 6, 1: 64}[profiled]
     assert row["profiled_steps"] == steps
-    times = {name: ms * profiled / steps for name, ms in KERNELS}
+    times = dict(KERNELS)
     assert row["kernels"] == pytest.approx(times, abs=1e-5)
     assert row["kernel_ms"] == pytest.approx(sum(times.values()), abs=1e-4)
     expected = dict.fromkeys(PARTS, 0.0) | {
