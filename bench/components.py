@@ -19,6 +19,7 @@ LIBRARY = "model_ms"
 
 KERNEL_MARKS = {
     "rotary_append": "model_ms",
+    "swiglu": "model_ms",
     "mosaic": "attention_ms",
     "RadixSort": "grouping_ms",
     "TopK": "tree_ops_ms",

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from deft_jax.pallas_kernels.rms_scale import rms_scaled
 from deft_jax.projections import Projections
+from deft_jax.swiglu import swiglu
 
 from .config import LlamaConfig
 from .weights import LAYER_SOURCES, Progress, Read, read_weights, weight_shapes
@@ -33,35 +35,32 @@ class Attention(Protocol):
 class Layer(nnx.Module):
     """One transformer block: attention and SwiGLU, each behind an RMSNorm.
 
+    The weights of the norms are multiplied into the matrices behind them, and what
+    reads the products scales their rows.
+
     Attributes:
-        attention_norm: [E].
         qkv: [E, (H + 2 K) D], query, key and value projections side by side.
         out: [H D, E].
-        mlp_norm: [E].
         gate_up: [E, 2 F], gate and up projections side by side.
         down: [F, E].
     """
 
     def __init__(self, config: LlamaConfig, weights: Mapping[str, jax.Array]):
         self.config = config
-        self.attention_norm = nnx.Param(weights["attention_norm"])
         self.qkv = nnx.Param(weights["qkv"])
         self.out = nnx.Param(weights["out"])
-        self.mlp_norm = nnx.Param(weights["mlp_norm"])
         self.gate_up = nnx.Param(weights["gate_up"])
         self.down = nnx.Param(weights["down"])
 
     def __call__(self, x, cos, sin, cache, attention: Attention):
         """x [Q, E] through the block; returns it and the layer's new cache."""
-        config = self.config
-        qkv = rms_norm(x, self.attention_norm[...], config.rms_eps) @ self.qkv[...]
-        heads = qkv.reshape(x.shape[0], -1, config.head_dim)
-        projections = Projections(heads, cos, sin, config.num_kv_heads)
+        config, eps = self.config, self.config.rms_eps
+        heads = _project(x, self.qkv[...]).reshape(x.shape[0], -1, config.head_dim)
+        projections = Projections(x, heads, cos, sin, config.num_kv_heads, eps)
         mixed, cache = attention(projections, cache)
         x = x + mixed.reshape(x.shape[0], -1) @ self.out[...]
-        hidden = rms_norm(x, self.mlp_norm[...], config.rms_eps) @ self.gate_up[...]
-        gate, up = jnp.split(hidden, 2, axis=1)
-        return x + (jax.nn.silu(gate) * up) @ self.down[...], cache
+        gated = swiglu(x, _project(x, self.gate_up[...]), eps)
+        return x + gated @ self.down[...], cache
 
 
 class Llama(nnx.Module):
@@ -182,11 +181,18 @@ def _run_layer(layer: Layer, x, cos, sin, cache, attention: Attention):
     return layer(x, cos, sin, cache, attention)
 
 
+def _project(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [Q, E] @ weight [E, ...] before the scale of the norm.
+
+    Without it float16 may be too narrow for the sums.
+    """
+    wide = jnp.float32 if x.dtype == jnp.float16 else x.dtype
+    return jnp.dot(x, weight, preferred_element_type=wide)
+
+
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """x [Q, E] scaled to mean square 1 in float32, then by weight [E]; x's dtype."""
-    wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * weight[None]
+    return rms_scaled(x, x, eps).astype(x.dtype) * weight[None]
 
 
 def rotary_tables(

@@ -16,14 +16,15 @@ Progress = Callable[[int, int], None]
 """Told how many weights are placed so far and how many there are."""
 
 LAYER_SOURCES = {
-    "attention_norm": ("input_layernorm",),
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "out": ("self_attn.o_proj",),
-    "mlp_norm": ("post_attention_layernorm",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
 """Checkpoint tensors behind each weight of a layer, side by side in this order."""
+
+LAYER_NORMS = {"qkv": "input_layernorm", "gate_up": "post_attention_layernorm"}
+"""Norms whose weights are multiplied into the rows of a weight of a layer."""
 
 READERS = 4
 """Threads that read; each holds one tensor of the checkpoint at a time."""
@@ -43,10 +44,8 @@ def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     E, F, D = config.hidden_size, config.mlp_size, config.head_dim
     H, K = config.num_q_heads, config.num_kv_heads
     layer = {
-        "attention_norm": (E,),
         "qkv": (E, (H + 2 * K) * D),
         "out": (H * D, E),
-        "mlp_norm": (E,),
         "gate_up": (E, 2 * F),
         "down": (F, E),
     }
@@ -74,12 +73,14 @@ def read_weights(
     def place(name: str) -> jax.Array:
         weight = _aligned_empty(shapes[name], dtype)
         sources = _sources(config, name)
+        norm = _norm(name)
+        rows = None if norm is None else read(norm).astype(np.float32)
         if name == "embedding" or weight.ndim == 1:
             weight[...] = read(sources[0])
         else:
             column = 0
             for source in sources:
-                column = _put_transposed(weight, column, read(source))
+                column = _put_transposed(weight, column, read(source), rows)
         return jax.device_put(weight, may_alias=True).block_until_ready()
 
     # The largest first: while it is read there is the least besides it.
@@ -107,10 +108,27 @@ def _sources(config: LlamaConfig, name: str) -> tuple[str, ...]:
     )
 
 
-def _put_transposed(weight: np.ndarray, column: int, tensor: np.ndarray) -> int:
-    """Writes a tensor's rows to columns of a weight; returns the next free column."""
+def _norm(name: str) -> str | None:
+    """Hugging Face name of the norm that is multiplied into a weight of the network."""
+    if name.count(".") < 2:
+        return None
+    layers, index, weight = name.split(".")
+    norm = LAYER_NORMS.get(weight)
+    return norm and f"model.{layers}.{index}.{norm}.weight"
+
+
+def _put_transposed(
+    weight: np.ndarray, column: int, tensor: np.ndarray, scale: np.ndarray | None
+) -> int:
+    """Writes a tensor's rows to columns of a weight; returns the next free column.
+
+    `scale` is of the rows of the weight, float32.
+    """
     for row in range(0, len(tensor), _BLOCK_ROWS):
-        block = tensor[row : row + _BLOCK_ROWS].astype(weight.dtype, copy=False)
+        block = tensor[row : row + _BLOCK_ROWS]
+        if scale is not None:
+            block = block.astype(np.float32, copy=False) * scale
+        block = block.astype(weight.dtype, copy=False)
         weight[:, column : column + len(block)] = block.T
         column += len(block)
     return column

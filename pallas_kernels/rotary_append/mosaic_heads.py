@@ -1,91 +1,92 @@
-"""Element-wise work on heads, thread by thread: Pallas has no layout for such rows."""
+"""Scales, rotates and stores heads."""
 
-from collections.abc import Callable
-
-from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, memref, scf
+from jaxlib.mlir.dialects import arith
 
-from deft_jax.pallas_kernels.mosaic_inline import WARPGROUP_THREADS, i32, index_of
+from deft_jax.pallas_kernels.mosaic_inline import i32
+from deft_jax.pallas_kernels.mosaic_rows import (
+    inverse_rms,
+    items,
+    load,
+    narrow,
+    spread,
+    store,
+    widen,
+)
 
 SCALAR = plgpu.Layout.WG_SPLAT
+REF = plgpu.RefType()
+PAIRS = 4
+"""Rotary pairs that a thread turns at a time."""
 
 
-def rotate_heads(source, first, cos, sin, target, to, count: int) -> None:
+def rotate_heads(row, scratch, source, first, cos, sin, target, to, *, count, eps):
     """Rotates heads and stores them; rotary pairs are the halves of a head.
 
     Args:
-        source: [heads, D] bfloat16 or float16 ref in global memory.
+        row: [E] bfloat16 or float16 ref in global memory, what the heads were projected
+            from; they are divided by its root mean square.
+        scratch: [WARPS] float32 ref in shared memory.
+        source: [heads, D] ref in global memory, of the dtype of `row`.
         first: head of `source` to begin with.
         cos: [D / 2] float32 ref in global memory.
         sin: likewise.
         target: [heads, D] ref in global memory, of the dtype of `source`.
         to: head of `target` to begin with.
-        count: heads.
+        count: heads, static.
+        eps: added to the mean square.
     """
     half = source.shape[-1] // 2
-    refs = [plgpu.RefType()] * 4
+    parts = half // PAIRS
 
-    @plgpu.inline_mgpu(arg_types=(*refs, SCALAR, SCALAR))
-    def rotate(_, source, cos, sin, target, first, to):
+    @plgpu.inline_mgpu(arg_types=(*[REF] * 6, SCALAR, SCALAR))
+    def rotate(_, row, scratch, source, cos, sin, target, first, to):
         first, to = first.registers.item(), to.registers.item()
-        float32, stored = ir.F32Type.get(), ir.MemRefType(source.type).element_type
-
-        def load(head, at):
-            value = memref.load(source, [index_of(arith.addi(first, head)), at])
-            return arith.extf(float32, value)
-
-        def one(head, pair):
-            low, high = index_of(pair), index_of(arith.addi(pair, i32(half)))
-            a, b = load(head, low), load(head, high)
-            c, s = (memref.load(table, [low]) for table in (cos, sin))
+        loaded = []
+        for item, inside in items(count * parts):
+            head, part = arith.divui(item, i32(parts)), arith.remui(item, i32(parts))
+            low = arith.muli(part, i32(PAIRS))
+            high = arith.addi(low, i32(half))
+            at = arith.addi(first, head)
+            heads = [widen(load(source, [at, x], PAIRS)) for x in (low, high)]
+            tables = [load(table, [low], PAIRS) for table in (cos, sin)]
+            to_row = arith.addi(to, head)
+            loaded.append((*heads, *tables, to_row, low, high, inside))
+        scale = spread(inverse_rms(row, scratch, eps), PAIRS)
+        for a, b, c, s, to_row, low, high, inside in loaded:
+            a, b = arith.mulf(a, scale), arith.mulf(b, scale)
             turned = (
                 arith.subf(arith.mulf(a, c), arith.mulf(b, s)),
                 arith.addf(arith.mulf(b, c), arith.mulf(a, s)),
             )
-            row = index_of(arith.addi(to, head))
-            for value, at in zip(turned, (low, high), strict=True):
-                memref.store(arith.truncf(stored, value), target, [row, at])
+            for values, at in zip(turned, (low, high), strict=True):
+                values = narrow(values, ir.MemRefType(target.type).element_type)
+                store(target, [to_row, at], values, inside)
 
-        _for_each(count, half, one)
+    refs = row, scratch, source, cos, sin, target
+    rotate(*refs, first, to)  # pyright: ignore[reportCallIssue]
 
-    rotate(source, cos, sin, target, first, to)  # pyright: ignore[reportCallIssue]
 
+def copy_heads(row, scratch, source, first, target, to, *, count, eps):
+    """Stores heads as they are but for the scale; arguments as of `rotate_heads`."""
+    parts = source.shape[-1] // PAIRS
 
-def copy_heads(source, first, target, to, count: int) -> None:
-    """Stores heads as they are; the arguments are those of `rotate_heads`."""
-    width = source.shape[-1]
-
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR))
-    def copy(_, source, target, first, to):
+    @plgpu.inline_mgpu(arg_types=(*[REF] * 4, SCALAR, SCALAR))
+    def copy(_, row, scratch, source, target, first, to):
         first, to = first.registers.item(), to.registers.item()
+        loaded = []
+        for item, inside in items(count * parts):
+            head, part = arith.divui(item, i32(parts)), arith.remui(item, i32(parts))
+            at = arith.muli(part, i32(PAIRS))
+            values = widen(load(source, [arith.addi(first, head), at], PAIRS))
+            loaded.append((values, [arith.addi(to, head), at], inside))
+        scale = spread(inverse_rms(row, scratch, eps), PAIRS)
+        for values, at, inside in loaded:
+            values = narrow(
+                arith.mulf(values, scale), ir.MemRefType(target.type).element_type
+            )
+            store(target, at, values, inside)
 
-        def one(head, column):
-            at = index_of(column)
-            value = memref.load(source, [index_of(arith.addi(first, head)), at])
-            memref.store(value, target, [index_of(arith.addi(to, head)), at])
-
-        _for_each(count, width, one)
-
-    copy(source, target, first, to)  # pyright: ignore[reportCallIssue]
-
-
-def _for_each(rows: int, columns: int, body: Callable) -> None:
-    """Runs `body(row, column)` for all; neighbours in a row go to neighbour threads."""
-    thread = arith.remui(utils.thread_idx(), i32(WARPGROUP_THREADS))
-    total = rows * columns
-    for begin in range(0, total, WARPGROUP_THREADS):
-        index = arith.addi(thread, i32(begin))
-
-        def place(index=index):
-            body(arith.divui(index, i32(columns)), arith.remui(index, i32(columns)))
-
-        if begin + WARPGROUP_THREADS <= total:
-            place()
-            continue
-        inside = arith.cmpi(arith.CmpIPredicate.ult, index, i32(total))
-        branch = scf.IfOp(inside)
-        with ir.InsertionPoint(branch.then_block):
-            place()
-            scf.yield_([])
+    refs = row, scratch, source, target
+    copy(*refs, first, to)  # pyright: ignore[reportCallIssue]

@@ -1,10 +1,13 @@
-"""Rotation and storage of a step's heads in plain JAX."""
+"""Scaling, rotation and storage of a step's heads in plain JAX."""
 
 import jax
 import jax.numpy as jnp
 
+from deft_jax.pallas_kernels.rms_scale import rms_scaled
+
 
 def rotary_append_reference(
+    inputs: jax.Array,
     heads: jax.Array,
     cos: jax.Array,
     sin: jax.Array,
@@ -12,17 +15,21 @@ def rotary_append_reference(
     slot: jax.Array,
     k_pages: jax.Array,
     v_pages: jax.Array,
+    *,
+    eps: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What `rotary_append` computes; any dtype, see there for the arguments."""
     num_kv_heads = k_pages.shape[1]
     num_q_heads = heads.shape[1] - 2 * num_kv_heads
+    heads = rms_scaled(heads, inputs, eps)
     q, k, v = jnp.split(heads, (num_q_heads, num_q_heads + num_kv_heads), axis=1)
 
     def put(pages, rows):
         rows = rows.astype(pages.dtype)
         return pages.at[page, :, slot].set(rows, mode="drop", unique_indices=True)
 
-    return rotate(q, cos, sin), put(k_pages, rotate(k, cos, sin)), put(v_pages, v)
+    q = rotate(q, cos, sin).astype(inputs.dtype)
+    return q, put(k_pages, rotate(k, cos, sin)), put(v_pages, v)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -402,8 +402,10 @@ def lowered_calls(method: AttentionMethod, rows: int, *, reads_prompt: bool) -> 
     angles = shape(rows, config.head_dim // 2, dtype="float32")
     num_heads = config.num_q_heads + 2 * config.num_kv_heads
     heads = shape(rows, num_heads, config.head_dim)
-    make = functools.partial(Projections, num_kv_heads=config.num_kv_heads)
-    heads = jax.eval_shape(make, heads, angles, angles)
+    static = {"num_kv_heads": config.num_kv_heads, "eps": config.rms_eps}
+    inputs = shape(rows, config.hidden_size)
+    make = functools.partial(Projections, **static)
+    heads = jax.eval_shape(make, inputs, heads, angles, angles)
     dtype = jnp.dtype("bfloat16")
     pool = jax.eval_shape(lambda: method.create_pool(config, size, dtype))
     args = tree, slots, row, heads, pool

@@ -148,7 +148,10 @@ def test_random_weights_follow_the_seed():
 def test_published_shapes_need_no_memory_to_be_checked(name: str, num_parameters: int):
     config = SHAPES[name]
     model = jax.eval_shape(lambda: Llama.random(config, seed=0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(model)) == num_parameters
+    # The norms of the layers are multiplied into their matrices.
+    norms = 2 * config.num_layers * config.hidden_size
+    num_weights = sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert num_weights + norms == num_parameters
     assert config.num_parameters == num_parameters
     logits = jax.eval_shape(lambda m, t: dense_logits(m, t), model, TOKENS)
     assert logits.shape == (len(TOKENS), config.vocab_size)

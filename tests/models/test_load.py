@@ -60,21 +60,27 @@ class Reader:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("stored", DTYPES)
-def test_weights_are_fused_transposed_and_cast(tmp_path: Path, stored, dtype):
+def test_weights_are_fused_transposed_scaled_and_cast(tmp_path: Path, stored, dtype):
     weights = {n: w.astype(stored) for n, w in mild_weights(CONFIG).items()}
     folder = write_loadable_folder(tmp_path / "model", CONFIG, weights)
     model, _ = load_model(folder, dtype=dtype)
 
-    def expected(*names: str) -> np.ndarray:
+    def expected(*names: str, norm: str | None = None) -> np.ndarray:
         parts = [weights[f"{name}.weight"].T for name in names]
-        return np.concatenate(parts, axis=-1).astype(dtype)
+        weight = np.concatenate(parts, axis=-1)
+        if norm is not None:
+            scale = weights[f"model.layers.4.{norm}.weight"].astype(np.float32)
+            weight = weight.astype(np.float32) * scale[:, None]
+        return weight.astype(dtype)
 
     attention, mlp = (f"model.layers.4.{part}" for part in ("self_attn", "mlp"))
-    qkv = expected(*(f"{attention}.{part}_proj" for part in "qkv"))
+    heads = (f"{attention}.{part}_proj" for part in "qkv")
+    qkv = expected(*heads, norm="input_layernorm")
     layer = model.layers[4]
     np.testing.assert_array_equal(layer.qkv[...], qkv)
     np.testing.assert_array_equal(layer.out[...], expected(f"{attention}.o_proj"))
-    gate_up = expected(f"{mlp}.gate_proj", f"{mlp}.up_proj")
+    gate_up = (f"{mlp}.{part}_proj" for part in ("gate", "up"))
+    gate_up = expected(*gate_up, norm="post_attention_layernorm")
     np.testing.assert_array_equal(layer.gate_up[...], gate_up)
     np.testing.assert_array_equal(layer.down[...], expected(f"{mlp}.down_proj"))
     np.testing.assert_array_equal(model.norm[...], expected("model.norm"))

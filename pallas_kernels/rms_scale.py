@@ -1,0 +1,26 @@
+"""The scale of RMSNorm, which a product of weights lets pass (arXiv 1910.07467).
+
+`rms_norm(x) @ W` is `x @ W'` divided by the root mean square of `x`, where row `i` of
+`W'` is that of `W` times weight `i` of the norm: nothing needs to read and write `x`
+before the product.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def rms_scaled(rows: jax.Array, inputs: jax.Array, eps: float) -> jax.Array:
+    """Rows divided by the root mean square of other rows.
+
+    Args:
+        rows: [Q, ...].
+        inputs: [Q, E].
+        eps: added to the mean square.
+
+    Returns:
+        [Q, ...] float32.
+    """
+    wide = inputs.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1) + eps)
+    return rows.astype(jnp.float32) * jnp.expand_dims(scale, range(1, rows.ndim))
