@@ -40,6 +40,9 @@ gpu_device_info {
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
   cuda_compute_capability { major: MAJOR minor: MINOR }
+  driver_version: "13.0.0"
+  runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0"
 }
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 }
@@ -54,6 +57,13 @@ def compile_for(capability: tuple[int, int], function, *args) -> str:
 
     It is compiled to machine code too.
     """
+    program = compile_jitted(capability, jax.jit(function), *args)
+    assert program is not None
+    return program
+
+
+def compile_jitted(capability: tuple[int, int], jitted, *args, **static) -> str | None:
+    """`compile_for` of what `jax.jit` gives, with static arguments."""
     major, minor = map(str, capability)
     # Without a device Mosaic GPU takes its target for Hopper.
     for module in (utils, core):
@@ -69,10 +79,8 @@ def compile_for(capability: tuple[int, int], function, *args) -> str:
     def place(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    traced = jax.jit(function).trace(*jax.tree.map(place, args))
-    program = traced.lower(lowering_platforms=("cuda",)).compile().as_text()
-    assert program is not None
-    return program
+    traced = jitted.trace(*jax.tree.map(place, args), **static)
+    return traced.lower(lowering_platforms=("cuda",)).compile().as_text()
 
 
 if __name__ == "__main__":
