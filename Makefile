@@ -64,7 +64,7 @@ check-kernels: $(KERNEL_VENV)/test.stamp ## compile the kernels for an H100, wit
 	$(KERNEL_VENV)/bin/python -m pytest -m cuda_compile tests/pallas_kernels
 
 check-newest-jax: $(NEWEST_VENV)/test.stamp ## test the kernels with the newest JAX
-	$(NEWEST_VENV)/bin/python -m pytest tests/test_schedule.py tests/pallas_kernels
+	$(NEWEST_VENV)/bin/python -m pytest tests/attention/test_schedule.py tests/pallas_kernels
 
 format: $(VENV)/test.stamp ## format the code and mend what lint can
 	$(VENV)/bin/ruff check --fix .

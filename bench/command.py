@@ -14,19 +14,19 @@ from deft_jax.cli.bench_arguments import settle
 from deft_jax.cli.compilation_cache import enable_compilation_cache
 from deft_jax.cli.device import default_dtype
 from deft_jax.errors import DeftError
-from deft_jax.models.config import SHAPES
-from deft_jax.models.llama import Llama
+from deft_jax.models.config.config import SHAPES
+from deft_jax.models.families.llama import Llama
 from deft_jax.models.load import load_model
 
-from .bench_engine import IdsOnly
-from .decode_run import run
+from .decode.bench_engine import IdsOnly
+from .decode.decode_run import run
+from .decode.setting import Setting
+from .decode.step_ceilings import measure_rates
 from .extras import require
-from .gpu_timing import record_kernels
-from .report import print_report, write_report
-from .setting import Setting
-from .step_ceilings import measure_rates
-from .tree_text import parse_levels, parse_search
-from .workload import (
+from .gpu.timing import record_kernels
+from .report.report import print_report, write_report
+from .trees.tree_text import parse_levels, parse_search
+from .trees.workload import (
     Workload,
     few_shot_workloads,
     reasoning_workloads,
@@ -45,11 +45,11 @@ def bench(options: argparse.Namespace) -> int:
     require("matplotlib")
     options = settle(options)
     if options.workload == "attention":
-        from .attention_command import bench_attention
+        from .attention.command import bench_attention
 
         return bench_attention(options)
     if options.workload == "cpu":
-        from .cpu_command import bench_cpu
+        from .cpu.command import bench_cpu
 
         return bench_cpu(options)
     return bench_decoding(options)

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.grouping import group_arrays
-from deft_jax.implementations import num_multiprocessors
-from deft_jax.kernel_inputs import prepare
+from deft_jax.attention.grouping import group_arrays
+from deft_jax.attention.hopper import make_spec
+from deft_jax.attention.implementations import num_multiprocessors
+from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.xla import Logits
 from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
     grouped_partial_attention,
 )
 from deft_jax.pallas_kernels.kernel_spec import KernelSpec
 from deft_jax.pallas_kernels.tree_reduction.hopper import tree_reduction
-from deft_jax.tree_attention_mosaic import make_spec
-from deft_jax.tree_attention_xla import Logits
 
 PROMPT_TOKENS = 1000
 BRANCHES = 8

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 
 from deft_jax.errors import DeftError
 
-from .checkpoint import check_shapes, open_checkpoint
-from .llama import Llama
-from .tokenizer import Tokenizer
-from .weights import Progress
+from .checkpoints.checkpoint import check_shapes, open_checkpoint
+from .checkpoints.weights import Progress
+from .families.llama import Llama
+from .tokenizers.tokenizer import Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What weights, activations and KV may be stored in."""

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from deft_jax.io_account import METHODS
+from deft_jax.accounting.methods import METHODS
 
 RUNS = {
     "few-shot": ("flash_decoding", "radix"),

@@ -87,7 +87,7 @@ def start_tests(names: Sequence[str], path: Path) -> subprocess.Popen:
 def outcomes(log: str) -> list[dict]:
     """What pytest's verbose output says of each test.
 
-    tests/test_gpu.py::test_it PASSED  ->  {"name": .., "passed": True}
+    tests/engine/test_gpu.py::test_it PASSED  ->  {"name": .., "passed": True}
     """
     found = re.findall(r"^(\S+::.+?) (PASSED|FAILED|ERROR)\b", log, re.MULTILINE)
     return [{"name": name, "passed": how == "PASSED"} for name, how in found]
@@ -99,7 +99,7 @@ def check_sanitizer(jobs: int, seconds: float) -> bool:
     A process per case: the tool was seen to crash at the second kernel of a process.
     """
     del jobs
-    module = "tests.pallas_kernels.run_small_case"
+    module = "tests.support.kernels.run_small_case"
     rows = []
     for tool in TOOLS:
         for case in SANITIZED:
@@ -124,7 +124,13 @@ def check_dram(jobs: int, seconds: float) -> bool:
     """Counts what the kernels read from memory."""
     del jobs
     out = RESULTS / "dram_reads_h100.json"
-    command = [sys.executable, "-m", "deft_jax.bench.dram_reads", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "deft_jax.bench.attention.dram_reads",
+        "--out",
+        str(out),
+    ]
     output = run(command, seconds)
     print(output)
     ratios = re.findall(r'"ratio": ([\d.]+)', output)

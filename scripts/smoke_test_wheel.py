@@ -11,7 +11,7 @@ from pathlib import Path
 
 IMPORTS = (
     "deft_jax",
-    "deft_jax.bench.attention_cases",
+    "deft_jax.bench.attention.cases",
     "deft_jax.models",
     "deft_jax.pallas_kernels",
     "deft_jax.cli.main",

@@ -8,7 +8,7 @@ import hypothesis
 import jax
 import pytest
 
-pytest_plugins = ["tests.fixtures_smollm2"]
+pytest_plugins = ["tests.support.fixtures_smollm2"]
 
 STRICT_RUNTIME = {
     "jax_numpy_rank_promotion": "raise",

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deft_jax.capacity import DEFAULT_ROWS, SMALL_CHUNK, Capacity, bucket
+from deft_jax.engine.generation import Request
 from deft_jax.errors import CapacityError
-from deft_jax.generation import Request
 
 SIZES = ["requests", "rows", "nodes", "pages", "page_size", "chunk"]
 BUCKETS = sorted(size << shift for size in (1, 3) for shift in range(24))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from deft_jax import Engine, Sampling
-from tests.tiny_model import tiny_engine
-from tests.tolerances import TOLERANCE, row_errors
+from tests.support.tiny_model import tiny_engine
+from tests.support.tolerances import TOLERANCE, row_errors
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,12 +5,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from deft_jax.bench.draft_templates import DRAFT_COUNTS, DRAFT_TREES, PROMPT_TOKENS
-from deft_jax.bench.templates import REASONING_TASKS
+from deft_jax.accounting.methods import METHODS
+from deft_jax.bench.trees.draft_templates import (
+    DRAFT_COUNTS,
+    DRAFT_TREES,
+    PROMPT_TOKENS,
+)
+from deft_jax.bench.trees.templates import REASONING_TASKS
 from deft_jax.cli.converters import integer, integers, names, non_empty
 from deft_jax.cli.device_options import add_device_options, add_page_size
-from deft_jax.io_account import METHODS
-from deft_jax.models import config
+from deft_jax.models.config import config
 
 IMPLEMENTATIONS = ("mosaic_gpu", "xla")
 """The oracle is no way to decode, and so not compared."""

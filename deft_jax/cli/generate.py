@@ -15,7 +15,7 @@ from deft_jax.errors import CapacityError, DeftError
 
 if TYPE_CHECKING:
     from deft_jax.capacity import Capacity
-    from deft_jax.sampling import Sampling
+    from deft_jax.sampling.params import Sampling
     from deft_jax.strategies.parallel import BestOfN
 
 _SAMPLING_OPTIONS = (
@@ -88,7 +88,7 @@ def choose_view(options: argparse.Namespace, prompts: Sequence[str]) -> View:
 
 
 def _sampling(options: argparse.Namespace) -> "Sampling":
-    from deft_jax.sampling import Sampling
+    from deft_jax.sampling.params import Sampling
 
     return Sampling(**{name: getattr(options, name) for name in _SAMPLING_OPTIONS})
 
@@ -117,7 +117,7 @@ def _load(options: argparse.Namespace, view: View) -> tuple[Any, Any, str]:
 def _engine(
     options: argparse.Namespace, model: Any, tokenizer: Any, capacity: "Capacity | None"
 ) -> Any:
-    from deft_jax.engine import Engine
+    from deft_jax.engine.engine import Engine
 
     implementation = options.implementation
     return Engine(model, tokenizer, capacity=capacity, implementation=implementation)

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from deft_jax.attention.implementations import default_implementation
 from deft_jax.cli.device import default_dtype, free_bytes
-from deft_jax.implementations import default_implementation
-from deft_jax.models.checkpoint import open_checkpoint
-from deft_jax.terminal_text import one_line
+from deft_jax.models.checkpoints.checkpoint import open_checkpoint
+from deft_jax.results.terminal_text import one_line
 
 _REASONS = {
     "xla": "compiled by XLA for any device",

@@ -13,8 +13,8 @@ from rich.text import Text
 from deft_jax.cli.growing_tree import GrowingTree
 from deft_jax.cli.live_layout import Activity, screen_lines
 from deft_jax.cli.view import View, counters, outcome_lines
-from deft_jax.render import Line, Role
-from deft_jax.result import GenerationTree, Status, TokenEvent
+from deft_jax.results.generation_tree import GenerationTree, Status, TokenEvent
+from deft_jax.results.render import Line, Role
 
 _REFRESHES_PER_SECOND = 10
 

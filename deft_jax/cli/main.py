@@ -72,7 +72,7 @@ def _message(error: Exception) -> str:
 
 
 def _fail(message: str) -> int:
-    from deft_jax.terminal_text import one_line
+    from deft_jax.results.terminal_text import one_line
 
     print(f"deft-jax: error: {one_line(message)}", file=sys.stderr)
     return _FAILED

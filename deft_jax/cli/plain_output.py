@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deft_jax.cli.view import View, counters, outcome_lines
-from deft_jax.render import plain
-from deft_jax.result import GenerationTree, Phase, Status, TokenEvent
-from deft_jax.terminal_text import one_line, printable
+from deft_jax.results.generation_tree import GenerationTree, Phase, Status, TokenEvent
+from deft_jax.results.render import plain
+from deft_jax.results.terminal_text import one_line, printable
 
 _WIDTH = 100
 _SECONDS_BETWEEN_LINES = 10.0

@@ -10,12 +10,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from deft_jax.attention_heads import HEADS
-from deft_jax.errors import DeftError
-from deft_jax.implementations import HOPPER, compute_capability
-from deft_jax.terminal_text import head, one_line
-from deft_jax.tree_attention_mosaic import unsupported
-from deft_jax.tuning import (
+from deft_jax.attention.heads import HEADS
+from deft_jax.attention.hopper import unsupported
+from deft_jax.attention.implementations import HOPPER, compute_capability
+from deft_jax.attention.tuned_sizes import (
     Entry,
     Key,
     Table,
@@ -25,8 +23,8 @@ from deft_jax.tuning import (
     rows_bucket,
     write_table,
 )
-from deft_jax.tuning_problem import Problem, make_problem, tree_levels
-from deft_jax.tuning_search import (
+from deft_jax.attention.tuning.problem import Problem, make_problem, tree_levels
+from deft_jax.attention.tuning.search import (
     Measurement,
     best,
     candidates,
@@ -35,6 +33,8 @@ from deft_jax.tuning_search import (
     search,
     wall_seconds,
 )
+from deft_jax.errors import DeftError
+from deft_jax.results.terminal_text import head, one_line
 
 _FAILURE_WIDTH = 60
 

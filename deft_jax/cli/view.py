@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from deft_jax.render import Line, Span, count, tree_lines
-from deft_jax.result import GenerationTree, Status, TokenEvent
-from deft_jax.terminal_text import head, one_line, printable
+from deft_jax.results.generation_tree import GenerationTree, Status, TokenEvent
+from deft_jax.results.render import Line, Span, count, tree_lines
+from deft_jax.results.terminal_text import head, one_line, printable
 
 _MAX_TEXT = 240
 

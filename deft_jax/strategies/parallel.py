@@ -6,8 +6,8 @@ import re
 
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
-from deft_jax.result import GenerationTree, TreeNode
-from deft_jax.strategy import Plan, View
+from deft_jax.results.generation_tree import GenerationTree, TreeNode
+from deft_jax.strategies.protocol import Plan, View
 
 LAST_NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)(?!.*\d)"
 """Default answer pattern of self-consistency: the last number of the text."""

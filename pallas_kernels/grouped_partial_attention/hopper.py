@@ -13,21 +13,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.pallas_kernels.grouped_partial_attention import work
-from deft_jax.pallas_kernels.grouped_partial_attention.hopper_consumer import (
-    ROW,
-    TILE,
-    Consumer,
-    normalise,
-)
-from deft_jax.pallas_kernels.grouped_partial_attention.hopper_output import Output
-from deft_jax.pallas_kernels.grouped_partial_attention.hopper_producer import (
-    Partials,
-    Producer,
-)
-from deft_jax.pallas_kernels.grouped_partial_attention.ring import Ring
-from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, TURNS, KernelSpec
-from deft_jax.pallas_kernels.mosaic_compat import COMPILER_PARAMS, tile_transforms
+from ..kernel_spec import TILE_ROWS, TURNS, KernelSpec
+from ..mosaic.compat import COMPILER_PARAMS, tile_transforms
+from . import work
+from .hopper_consumer import ROW, TILE, Consumer, normalise
+from .hopper_output import Output
+from .hopper_producer import Partials, Producer
+from .ring import Ring
 
 I32 = jnp.int32
 COPYING_REGISTERS = 72

@@ -9,11 +9,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.pallas_kernels.grouped_partial_attention import work
-from deft_jax.pallas_kernels.grouped_partial_attention.ring import Ring
-from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, KernelSpec
-from deft_jax.pallas_kernels.mosaic_compat import ACC
-from deft_jax.pallas_kernels.online_softmax import HIDDEN, LEAST_PEAK, LOG2E, State
+from ..kernel_spec import TILE_ROWS, KernelSpec
+from ..mosaic.compat import ACC
+from ..online_softmax import HIDDEN, LEAST_PEAK, LOG2E, State
+from . import work
+from .ring import Ring
 
 I32 = jnp.int32
 TILE = plgpu.Layout.WGMMA

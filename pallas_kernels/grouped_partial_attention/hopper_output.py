@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.pallas_kernels.grouped_partial_attention import work
-from deft_jax.pallas_kernels.grouped_partial_attention.hopper_producer import Partials
-from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, KernelSpec
-from deft_jax.pallas_kernels.mosaic_compat import store_rows
-from deft_jax.pallas_kernels.mosaic_inline import raise_flag, store_by_row
-from deft_jax.pallas_kernels.online_softmax import LOG2E
+from ..kernel_spec import TILE_ROWS, KernelSpec
+from ..mosaic.compat import store_rows
+from ..mosaic.instructions import raise_flag, store_by_row
+from ..online_softmax import LOG2E
+from . import work
+from .hopper_producer import Partials
 
 
 @dataclasses.dataclass(frozen=True)

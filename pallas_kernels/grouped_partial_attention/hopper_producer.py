@@ -8,10 +8,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.pallas_kernels.grouped_partial_attention import work
-from deft_jax.pallas_kernels.grouped_partial_attention.ring import Ring
-from deft_jax.pallas_kernels.kernel_spec import TURNS, KernelSpec
-from deft_jax.pallas_kernels.mosaic_inline import WARP_LANES, await_flags
+from ..kernel_spec import TURNS, KernelSpec
+from ..mosaic.instructions import WARP_LANES, await_flags
+from . import work
+from .ring import Ring
 
 I32 = jnp.int32
 

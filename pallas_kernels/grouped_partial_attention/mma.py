@@ -19,16 +19,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.pallas_kernels.grouped_partial_attention import work
-from deft_jax.pallas_kernels.grouped_partial_attention.mma_compute import Compute
-from deft_jax.pallas_kernels.grouped_partial_attention.mma_fetch import Fetch
-from deft_jax.pallas_kernels.kernel_spec import KernelSpec
-from deft_jax.pallas_kernels.mma_tile import MmaTile, tile_rows
-from deft_jax.pallas_kernels.mosaic_compat import (
-    COMPILER_PARAMS,
-    store_rows,
-    tile_transforms,
-)
+from ..kernel_spec import KernelSpec
+from ..mosaic.compat import COMPILER_PARAMS, store_rows, tile_transforms
+from ..mosaic.mma_tile import MmaTile, tile_rows
+from . import work
+from .mma_compute import Compute
+from .mma_fetch import Fetch
 
 I32 = jnp.int32
 

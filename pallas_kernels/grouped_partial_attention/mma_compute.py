@@ -9,12 +9,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.pallas_kernels.grouped_partial_attention import work
-from deft_jax.pallas_kernels.grouped_partial_attention.mma_fetch import Cursor, Fetch
-from deft_jax.pallas_kernels.kernel_spec import KernelSpec
-from deft_jax.pallas_kernels.mma_tile import MmaTile
-from deft_jax.pallas_kernels.mosaic_compat import store_rows
-from deft_jax.pallas_kernels.online_softmax import HIDDEN, LEAST_PEAK, LOG2E, State
+from ..kernel_spec import KernelSpec
+from ..mosaic.compat import store_rows
+from ..mosaic.mma_tile import MmaTile
+from ..online_softmax import HIDDEN, LEAST_PEAK, LOG2E, State
+from . import work
+from .mma_fetch import Cursor, Fetch
 
 I32 = jnp.int32
 

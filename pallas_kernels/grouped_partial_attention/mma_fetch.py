@@ -8,8 +8,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.pallas_kernels.grouped_partial_attention import work
-from deft_jax.pallas_kernels.kernel_spec import KernelSpec
+from ..kernel_spec import KernelSpec
+from . import work
 
 I32 = jnp.int32
 

@@ -1,7 +1,7 @@
 """Walks a worker's share of a schedule, the same way in every warp that needs it.
 
-The arrays are those of `deft_jax.schedule.Schedule`. All values here are scalars of the
-kernel.
+The arrays are those of `deft_jax.attention.schedule.Schedule`. All values here are
+scalars of the kernel.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.pallas_kernels.kernel_spec import KernelSpec
+from ..kernel_spec import KernelSpec
 
 I32 = jnp.int32
 SHARE_FIELDS = 8

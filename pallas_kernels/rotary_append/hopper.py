@@ -13,13 +13,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.pallas_kernels.mosaic_compat import COMPILER_PARAMS
-from deft_jax.pallas_kernels.mosaic_rows import VECTOR, WARPS
-from deft_jax.pallas_kernels.rotary_append.mosaic_heads import (
-    PAIRS,
-    copy_heads,
-    rotate_heads,
-)
+from ..mosaic.compat import COMPILER_PARAMS
+from ..mosaic.rows import VECTOR, WARPS
+from .mosaic_heads import PAIRS, copy_heads, rotate_heads
 
 I32 = jnp.int32
 

@@ -4,16 +4,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith
 
-from deft_jax.pallas_kernels.mosaic_inline import i32
-from deft_jax.pallas_kernels.mosaic_rows import (
-    inverse_rms,
-    items,
-    load,
-    narrow,
-    spread,
-    store,
-    widen,
-)
+from ..mosaic.instructions import i32
+from ..mosaic.rows import inverse_rms, items, load, narrow, spread, store, widen
 
 SCALAR = plgpu.Layout.WG_SPLAT
 REF = plgpu.RefType()

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from deft_jax.pallas_kernels.rms_scale import rms_scaled
+from ..rms_scale import rms_scaled
 
 
 def rotary_append_reference(

@@ -14,9 +14,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
-from deft_jax.pallas_kernels.mosaic_compat import COMPILER_PARAMS
-from deft_jax.pallas_kernels.mosaic_inline import i32
-from deft_jax.pallas_kernels.mosaic_rows import (
+from ..mosaic.compat import COMPILER_PARAMS
+from ..mosaic.instructions import i32
+from ..mosaic.rows import (
     VECTOR,
     WARPS,
     call,

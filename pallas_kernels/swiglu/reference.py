@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from deft_jax.pallas_kernels.rms_scale import rms_scaled
+from ..rms_scale import rms_scaled
 
 
 def swiglu_reference(inputs: jax.Array, hidden: jax.Array, *, eps: float) -> jax.Array:

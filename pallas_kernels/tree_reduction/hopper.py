@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.pallas_kernels.grouped_partial_attention.hopper_consumer import (
+from ..grouped_partial_attention.hopper_consumer import (
     ROW,
     TILE,
     across_rows,
@@ -23,13 +23,10 @@ from deft_jax.pallas_kernels.grouped_partial_attention.hopper_consumer import (
     finite_share,
     normalise,
 )
-from deft_jax.pallas_kernels.grouped_partial_attention.hopper_output import (
-    store_lse,
-    store_out,
-)
-from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, KernelSpec
-from deft_jax.pallas_kernels.mosaic_compat import COMPILER_PARAMS
-from deft_jax.pallas_kernels.online_softmax import LOG2E, State
+from ..grouped_partial_attention.hopper_output import store_lse, store_out
+from ..kernel_spec import TILE_ROWS, KernelSpec
+from ..mosaic.compat import COMPILER_PARAMS
+from ..online_softmax import LOG2E, State
 
 I32 = jnp.int32
 COLUMNS = 16

@@ -8,10 +8,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.pallas_kernels.kernel_spec import KernelSpec
-from deft_jax.pallas_kernels.mma_tile import MmaTile, tile_rows
-from deft_jax.pallas_kernels.mosaic_compat import COMPILER_PARAMS, store_rows
-from deft_jax.pallas_kernels.online_softmax import LEAST_PEAK
+from ..kernel_spec import KernelSpec
+from ..mosaic.compat import COMPILER_PARAMS, store_rows
+from ..mosaic.mma_tile import MmaTile, tile_rows
+from ..online_softmax import LEAST_PEAK
 
 IN_FLIGHT_ROWS = 128
 """Rows of partials that are read at a time, to hide the memory's latency."""

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from deft_jax.bench import command, decode_run
-from deft_jax.bench.bench_engine import BenchEngine
+from deft_jax.bench import command
+from deft_jax.bench.decode import decode_run
+from deft_jax.bench.decode.bench_engine import BenchEngine
 from deft_jax.cli.main import main
 
 QUICK = ("few-shot", "--shape", "tiny", "--quick", "--page-size", "16")

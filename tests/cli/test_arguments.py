@@ -1,12 +1,12 @@
 import pytest
 
+from deft_jax.attention.implementations import IMPLEMENTATIONS
 from deft_jax.capacity import DEFAULT_PAGE_SIZE, Capacity
 from deft_jax.cli.arguments import DEFAULT_MODEL, build_parser
 from deft_jax.cli.generate import _capacity, _sampling, _strategy
 from deft_jax.errors import CapacityError
-from deft_jax.implementations import IMPLEMENTATIONS
-from deft_jax.models import checkpoint
-from deft_jax.sampling import Sampling
+from deft_jax.models.checkpoints import checkpoint
+from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN, SelfConsistency
 
 

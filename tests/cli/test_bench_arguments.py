@@ -4,16 +4,16 @@ import argparse
 
 import pytest
 
+from deft_jax.accounting.methods import METHODS
 from deft_jax.bench.command import choose_workloads
-from deft_jax.bench.draft_templates import DRAFT_COUNTS, speculative
-from deft_jax.bench.methods import make_method
-from deft_jax.bench.report_data import METHODS as REPORTED
-from deft_jax.bench.templates import load_workload
+from deft_jax.bench.methods.choice import make_method
+from deft_jax.bench.report.data import METHODS as REPORTED
+from deft_jax.bench.trees.draft_templates import DRAFT_COUNTS, speculative
+from deft_jax.bench.trees.templates import load_workload
 from deft_jax.cli.arguments import build_parser
 from deft_jax.cli.bench_arguments import DRAFT_METHODS, settle
 from deft_jax.cli.main import main
 from deft_jax.errors import DeftError
-from deft_jax.io_account import METHODS
 
 
 def parse(*arguments: str) -> argparse.Namespace:

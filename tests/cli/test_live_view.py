@@ -9,8 +9,13 @@ from rich.console import Console
 from deft_jax.cli.growing_tree import GrowingTree
 from deft_jax.cli.live_layout import Activity, screen_lines
 from deft_jax.cli.live_view import LiveView
-from deft_jax.render import plain
-from deft_jax.result import GenerationTree, Status, TokenEvent, TreeNode
+from deft_jax.results.generation_tree import (
+    GenerationTree,
+    Status,
+    TokenEvent,
+    TreeNode,
+)
+from deft_jax.results.render import plain
 
 DECODING = Status(
     phase="decode",

@@ -4,7 +4,12 @@ import pytest
 
 from deft_jax.cli.plain_output import JsonOutput, TextStream, TreeOutput
 from deft_jax.cli.view import counters
-from deft_jax.result import GenerationTree, Status, TokenEvent, TreeNode
+from deft_jax.results.generation_tree import (
+    GenerationTree,
+    Status,
+    TokenEvent,
+    TreeNode,
+)
 
 
 def event(text, reason=None):

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
+from deft_jax.attention.tuned_sizes import Entry, Key, Table, read_table, write_table
+from deft_jax.attention.tuning.search import Measurement
 from deft_jax.cli import tune
 from deft_jax.cli.arguments import build_parser
 from deft_jax.cli.main import main
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig
-from deft_jax.tuning import Entry, Key, Table, read_table, write_table
-from deft_jax.tuning_search import Measurement
 
 KIND = "Test GPU"
 OTHER = Key(head_dim=256, dtype="float16", windowed=True, rows=128, page_size=16)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from deft_jax.errors import DeftError
-from deft_jax.models import weights as weights_module
-from deft_jax.models.config import SHAPES
+from deft_jax.models.checkpoints import weights as weights_module
+from deft_jax.models.checkpoints.weights import READERS, read_weights, weight_shapes
+from deft_jax.models.config.config import SHAPES
 from deft_jax.models.load import DTYPES, load_model
-from deft_jax.models.weights import READERS, read_weights, weight_shapes
-from tests.models.loadable_checkpoints import (
+from tests.support.models.loadable_checkpoints import (
     mild_weights,
     write_loadable_folder,
     write_loadable_gguf,

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deft_jax.engine import Engine
-from deft_jax.sampling import Sampling
+from deft_jax.engine.engine import Engine
+from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
-from tests.dense_attention import dense_logits
-from tests.models.numpy_llama import read_gguf
-from tests.models.tree_logits import tree_logits
+from tests.support.dense_attention import dense_logits
+from tests.support.models.numpy_llama import read_gguf
+from tests.support.models.tree_logits import tree_logits
 
 TEXT = (
     "Rome is the capital of Italy, Madrid is the capital of Spain,"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pallas_kernels.compile_decode import REPLAYS
+from tests.support.kernels.compile_decode import REPLAYS
 
 pytestmark = pytest.mark.cuda_compile
 
@@ -22,7 +22,7 @@ def test_the_decode_loop_is_one_command_buffer(replay: str, tmp_path: Path):
         "XLA_FLAGS": f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
     }
     run = subprocess.run(
-        [sys.executable, "-m", "tests.pallas_kernels.compile_decode", replay],
+        [sys.executable, "-m", "tests.support.kernels.compile_decode", replay],
         env=os.environ | options,
         capture_output=True,
         text=True,

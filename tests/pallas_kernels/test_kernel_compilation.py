@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from deft_jax.pallas_kernels.kernel_spec import SHARED_BYTES
-from tests.pallas_kernels.kernel_cases import (
+from tests.support.kernels.kernel_cases import (
     COMPILED,
     KERNELS,
     PORTABLE,
@@ -64,7 +64,7 @@ def compilations() -> Iterator[dict[tuple[str, str], Future[list[Compiled]]]]:
 def compile_case(kernel: str, case: str) -> list[Compiled]:
     # A program from the cache of compilations would dump nothing.
     environment = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
-    module = "tests.pallas_kernels.compile_kernels"
+    module = "tests.support.kernels.compile_kernels"
     with tempfile.TemporaryDirectory() as dump:
         run = subprocess.run(
             [sys.executable, "-m", module, kernel, case],

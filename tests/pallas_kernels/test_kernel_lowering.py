@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.attention_checks import Case
-from tests.pallas_kernels.kernel_cases import (
+from tests.support.attention_checks import Case
+from tests.support.kernels.kernel_cases import (
     COMPILED,
     KERNELS,
     Kernel,

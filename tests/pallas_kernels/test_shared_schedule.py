@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from tests.pallas_kernels.compile_kernels import compile_for
-from tests.pallas_kernels.kernel_cases import (
+from tests.support.kernels.compile_kernels import compile_for
+from tests.support.kernels.kernel_cases import (
     COMPILED,
     KERNELS,
     arguments,

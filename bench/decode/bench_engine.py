@@ -1,0 +1,169 @@
+"""The engine with its steps compiled ahead of time, a clock and a profiler."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deft_jax.engine.engine import Engine, decode_program, run_prefill
+from deft_jax.runtime.state import DecodeState
+from deft_jax.strategies.protocol import Planner
+
+from ..gpu.timing import Record
+from .setting import Programs
+
+STEPS_BETWEEN = 16
+"""Of the bursts between two that are profiled. Those are cut to single steps, since
+CUPTI loses kernels of loops in command buffers."""
+
+
+class IdsOnly:
+    """A tokenizer for models without one: token ids in, no text out."""
+
+    eos_token_ids: tuple[int, ...] = ()
+
+    def encode(self, text: str) -> list[int]:
+        """No text has tokens."""
+        raise NotImplementedError("a model without a tokenizer takes token ids")
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """No text."""
+        return ""
+
+    def stream(self, context: Sequence[int]) -> "IdsOnly":
+        """No text, token by token."""
+        return self
+
+    def copy(self) -> "IdsOnly":
+        """No text of a branch."""
+        return self
+
+    def push(self, token: int) -> str:
+        """No text of a token."""
+        return ""
+
+    def flush(self) -> str:
+        """No text at the end."""
+        return ""
+
+
+@dataclasses.dataclass
+class Burst:
+    """What is known of some decode steps in a row.
+
+    Attributes:
+        begin: clock when the host started them, in seconds.
+        steps: their number; None if they were not profiled.
+        kernels: device milliseconds by kernel name; None if they were not profiled.
+    """
+
+    begin: float
+    steps: int | None = None
+    kernels: dict[str, float] | None = None
+
+
+class BenchEngine(Engine):
+    """Measures bursts of decode steps; everything else is the engine's own.
+
+    Attributes:
+        bursts: of the last call.
+        record: profiles every second burst, cut to a single step; None profiles none.
+    """
+
+    def __init__(
+        self, model, tokenizer, *, programs: Programs | None = None, **options: Any
+    ) -> None:
+        """As `Engine`.
+
+        Args:
+            model: the network.
+            tokenizer: of the model.
+            programs: compiled steps of engines with this model.
+            options: of `Engine`.
+        """
+        super().__init__(model, tokenizer, **options)
+        self.bursts: list[Burst] = []
+        self.record: Record | None = None
+        self._programs = programs or Programs()
+        self._used: dict[Hashable, Any] = {}
+
+    def prefill(self, chunk) -> DecodeState:
+        """As `Engine`, compiled ahead of time."""
+        own = self.state.planner
+        args = self.model, dataclasses.replace(self.state, planner=()), chunk
+        program = self._program("prefill", run_prefill, args, method=self.method)
+        self._state = dataclasses.replace(program(*args), planner=own)
+        return self.state
+
+    def decode(self, table, cut, max_steps: int, planner: Planner) -> DecodeState:
+        """As `Engine`, with the clock read and, where wanted, kernels recorded."""
+        # The first burst of a call ends its prompt.
+        recorded = self.record is not None and len(self.bursts) % 2 == 1
+        if self.record is not None:
+            max_steps = min(max_steps, 1 if recorded else STEPS_BETWEEN)
+        args = self.model, self.state, table, cut, jnp.int32(max_steps)
+        static = {"planner": planner, "method": self.method}
+        program = self._program(planner, decode_program(), args, **static)
+        burst = Burst(time.perf_counter())
+        if recorded and self.record is not None:
+            self._state = _profile(burst, self.record, lambda: program(*args))
+        else:
+            self._state = program(*args)
+        self.bursts.append(burst)
+        return self.state
+
+    def programs(self) -> list[Any]:
+        """The compiled steps that this engine has run."""
+        return list(self._used.values())
+
+    def decode_program(self, planner: Planner) -> Any:
+        """The compiled decode loop of a planner that has run."""
+        return self._used[planner]
+
+    def _program(self, step: Hashable, jitted, args, **static):
+        if step not in self._used:
+            key = self.method, step
+            self._used[step] = self._programs.get(
+                self.capacity, key, lambda: jitted.lower(*args, **static).compile()
+            )
+        return self._used[step]
+
+
+def _profile(
+    burst: Burst, record: Record, call: Callable[[], DecodeState]
+) -> DecodeState:
+    """Runs a burst and writes down the kernels that it started."""
+    states: list[DecodeState] = []
+
+    def run() -> jax.Array:
+        states.append(call())
+        return states[0].step
+
+    burst.kernels = {}
+    for name, ms in record(run):
+        burst.kernels[name] = burst.kernels.get(name, 0.0) + ms
+    burst.steps = int(states[0].step)
+    return states[0]
+
+
+def peak_bytes(programs: Iterable[Any]) -> int | None:
+    """Device memory of the largest of some compiled programs, as the compiler counts.
+
+    Arguments, results and temporaries; None where the compiler does not say.
+    """
+    known = [program.memory_analysis() for program in programs]
+    return max((_bytes(memory) for memory in known if memory is not None), default=None)
+
+
+def _bytes(memory) -> int:
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return kept + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+
+
+def device_bytes() -> int | None:
+    """Memory of the default device, None if it does not say."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit")

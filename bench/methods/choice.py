@@ -1,0 +1,109 @@
+"""The methods that the DeFT paper compares, as configurations of one engine.
+
+All share the model, the decode loop, sampling and the tree; they differ in how KV is
+stored and attended. With "mosaic_gpu", all but `medusa` run the same kernels with other
+work lists.
+"""
+
+import dataclasses
+import math
+
+import jax
+
+from deft_jax.accounting.methods import METHODS
+from deft_jax.attention.grouping import group
+from deft_jax.attention.hopper import attend
+from deft_jax.attention.implementations import pick_implementation
+from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.xla import Logits, tree_attention_xla
+from deft_jax.errors import DeftError
+from deft_jax.kv.pool import LayerKV
+from deft_jax.layers.projections import Projections
+from deft_jax.runtime.attention_method import (
+    AttentionMethod,
+    Pool,
+    StepPlan,
+    TreeMethod,
+    append_pages,
+)
+from deft_jax.tree.appending import Slots
+from deft_jax.tree.state import Tree
+
+from .dense import DenseMethod
+from .duplicated import DuplicatedMethod
+from .node import NodeMethod
+from .sequence_spec import sequence_spec
+
+CHUNK_TOKENS = 512
+"""Tokens of a chunk of `deft_node_chunk`."""
+
+
+def make_method(
+    name: str,
+    implementation: str | None = None,
+    *,
+    path_tokens: int = 0,
+    draft_depth: int = 1,
+) -> AttentionMethod:
+    """A method of METHODS.
+
+    Args:
+        name: of the method.
+        implementation: of `tree_attention`; "mosaic_gpu" or "xla", None for the best.
+        path_tokens: longest path; `flash_decoding` must be told before it runs.
+        draft_depth: of the planner that will decode with it.
+
+    Raises:
+        DeftError: there is no such method, or it cannot decode drafts.
+    """
+    methods = {
+        "flash_decoding": DuplicatedMethod(implementation, path_tokens),
+        "radix": SequenceMethod(implementation),
+        "medusa": DenseMethod(),
+        "deft_node": NodeMethod(implementation),
+        "deft_node_chunk": NodeMethod(implementation, CHUNK_TOKENS),
+        "deft_flatten": TreeMethod(implementation),
+    }
+    if name not in methods:
+        raise DeftError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    if name == "flash_decoding" and draft_depth > 1:
+        raise DeftError(
+            "flash_decoding reads 1 token per row and step, not drafts "
+            f"{draft_depth - 1} deep"
+        )
+    return methods[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceMethod(TreeMethod):
+    """`radix`: KV in shared pages, read by every query that sees it.
+
+    The kernel's tiles hold one query each, so that the work lists are those of one
+    sequence at a time, evenly split.
+    """
+
+    def plan(
+        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+    ) -> tuple[StepPlan, Pool]:
+        """Lists the pages of each sequence; prompts are read as by the tree's."""
+        if before is None:
+            return super().plan(tree, slots, pool, before)
+        return StepPlan(group(tree, slots, tile_queries=1), slots, own=()), pool
+
+    def attend(
+        self, plan: StepPlan, heads: Projections, layer: LayerKV
+    ) -> tuple[jax.Array, LayerKV]:
+        """One sequence at a time."""
+        if plan.own is None:
+            return super().attend(plan, heads, layer)
+        q, layer = append_pages(plan, heads, layer, self.implementation)
+        logits = Logits(scale=1 / math.sqrt(q.shape[-1]), window=None, soft_cap=None)
+        with jax.named_scope("attention"):
+            if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
+                spec = sequence_spec(q, layer.k, logits)
+                with jax.named_scope("grouping"):
+                    prepared = prepare(plan.grouping, spec)
+                out, _ = attend(spec, q, layer.k, layer.v, prepared)
+            else:
+                out, _ = tree_attention_xla(q, layer.k, layer.v, plan.grouping, logits)
+        return out, layer

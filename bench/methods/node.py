@@ -1,0 +1,206 @@
+"""`deft_node` and `deft_node_chunk`: KV grouped by node, nodes whole or in chunks."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deft_jax.attention.grouping import Grouping, WorkList
+from deft_jax.attention.hopper import attend, make_spec
+from deft_jax.attention.implementations import num_multiprocessors, pick_implementation
+from deft_jax.attention.kernel_inputs import prepare, tiling_of
+from deft_jax.attention.schedule import (
+    BOTH,
+    NUM_CLASSES,
+    WHOLE,
+    Cut,
+    Schedule,
+    Tiling,
+    classify,
+    cut_at,
+    describe_tiles,
+    even_cut,
+    share,
+)
+from deft_jax.attention.xla import BLOCK_TOKENS, Logits, tree_attention_xla
+from deft_jax.capacity import Capacity
+from deft_jax.kv.pool import LayerKV
+from deft_jax.layers.projections import Projections
+from deft_jax.pallas_kernels.grouped_partial_attention import work
+from deft_jax.runtime.attention_method import Pool, StepPlan, TreeMethod, append_pages
+from deft_jax.tree.appending import Slots
+from deft_jax.tree.counting import exclusive_cumsum
+from deft_jax.tree.state import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeMethod(TreeMethod):
+    """Every part of a node is read once, for all queries below it, by one worker.
+
+    The kernels' workers get whole parts (DeFT, arXiv 2404.00242, section 3.3: KV-guided
+    grouping without and with naive splitting): the even shares of `deft_flatten` are
+    moved back to where a part begins. A part begins with the first block of units that
+    begins in it; the rest of the block before goes with the part before. In "xla",
+    which has no workers, blocks of pages do not cross nodes.
+
+    Attributes:
+        implementation: of the attention.
+        chunk_tokens: parts of a node are of so many tokens; None for whole nodes.
+    """
+
+    chunk_tokens: int | None = None
+
+    def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
+        """Pages of the tree and one that nobody sees, which fills blocks in "xla"."""
+        capacity = dataclasses.replace(capacity, pages=capacity.pages + 1)
+        return super().create_pool(config, capacity, dtype)
+
+    def plan(
+        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+    ) -> tuple[StepPlan, Pool]:
+        """Groups the queries and keeps the tree, which says whose each slot is."""
+        # What idle rows write must miss the page that nobody sees, too.
+        live = slots.page < tree.num_pages
+        page = jnp.where(live, slots.page, tree.num_pages + 1)
+        slots = dataclasses.replace(slots, page=page)
+        plan, pool = super().plan(tree, slots, pool, before)
+        return dataclasses.replace(plan, own=tree), pool
+
+    def attend(
+        self, plan: StepPlan, heads: Projections, layer: LayerKV
+    ) -> tuple[jax.Array, LayerKV]:
+        """Attention, node by node."""
+        q, layer = append_pages(plan, heads, layer, self.implementation)
+        logits = Logits(scale=1 / math.sqrt(q.shape[-1]), window=None, soft_cap=None)
+        number = slot_numbers(plan.own)
+        with jax.named_scope("attention"):
+            if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
+                workers = num_multiprocessors()
+                spec = make_spec(q, layer.k, logits, num_workers=workers)
+                args = plan.grouping, number, tiling_of(spec), self.chunk_tokens
+                with jax.named_scope("grouping"):
+                    schedule = node_schedule(*args)
+                    prepared = prepare(plan.grouping, spec, schedule=schedule)
+                out, _ = attend(spec, q, layer.k, layer.v, prepared)
+            else:
+                grouping = _by_nodes(plan.grouping, number, plan.own.num_nodes)
+                out, _ = tree_attention_xla(q, layer.k, layer.v, grouping, logits)
+        return out, layer
+
+
+def slot_numbers(tree: Tree) -> jax.Array:
+    """[M, P] int32: depth-first number of each slot's node, N for empty slots."""
+    return jnp.append(tree.first, jnp.int32(tree.num_nodes))[tree.slot_node]
+
+
+def node_schedule(
+    grouping: Grouping, number: jax.Array, tiling: Tiling, chunk_tokens: int | None
+) -> Schedule:
+    """Work lists with units in the order of their nodes, cut where parts begin.
+
+    What one half of a tile sees is read under a mask as if both did: the blocks of the
+    two halves would take turns, and so would their nodes.
+
+    Args:
+        grouping: of the step.
+        number: [M, P] int32, depth-first number of each slot's node. A unit that holds
+            tokens of several nodes, a trunk's drafts, is the first one's.
+        tiling: static sizes.
+        chunk_tokens: as in `NodeMethod`.
+    """
+    classes = classify(grouping, tiling, None)
+    halves = (classes > BOTH) & (classes < NUM_CLASSES)
+    classes = jnp.where(halves, BOTH, classes)
+    owner = jnp.min(number.reshape(-1, tiling.unit_tokens), axis=1)
+    unit, ends = _list_units(classes, owner)
+    tile, positions = describe_tiles(ends, classes.shape[1], tiling)
+    begin = _part_begins(unit, tile, owner, tiling, chunk_tokens)
+
+    def cut(total, workers) -> Cut:
+        return cut_at(_snap(even_cut(total, workers).bound, positions, begin))
+
+    return share(unit, tile, positions, cut, grouping.num_live, tiling)
+
+
+def _list_units(classes, owner):
+    """Units by tile, class and node; [T, 4] int32 where the classes end."""
+    owner = jnp.broadcast_to(owner[None], classes.shape)
+    unit = jnp.arange(classes.shape[1], dtype=jnp.int32)
+    unit = jnp.broadcast_to(unit[None], classes.shape)
+    listed = lax.sort((classes, owner, unit), dimension=1, num_keys=2)[2]
+    kind = jnp.arange(WHOLE, NUM_CLASSES, dtype=jnp.int32)
+    upto = classes[:, None] <= kind[None, :, None]
+    return listed.ravel(), jnp.sum(upto, axis=2, dtype=jnp.int32)
+
+
+def _part_begins(unit, tile, owner, tiling: Tiling, chunk_tokens: int | None):
+    """[T, C] int32: for each position of a tile, where its part begins."""
+    per_block = tiling.block_tokens // tiling.unit_tokens
+    num_units = len(unit) // len(tile)
+    # A block more for each class, for what does not fill one.
+    block = jnp.arange(num_units // per_block + NUM_CLASSES, dtype=jnp.int32)
+    units_of = jax.vmap(work.block_units, in_axes=(None, None, 0))
+
+    def begins(row):
+        first, _ = units_of(per_block, work.Tile(*row), block)
+        node = owner[unit[jnp.clip(first, 0, len(unit) - 1)]]
+        new = (node != jnp.roll(node, 1)) | (block == 0)
+        begin = lax.cummax(jnp.where(new, block, 0))
+        if chunk_tokens is None:
+            return begin
+        size = max(1, chunk_tokens // tiling.block_tokens)
+        return begin + (block - begin) // size * size
+
+    return jax.vmap(begins)(tile)
+
+
+def _snap(bound, positions, begin):
+    """Bounds moved back to where parts begin; the first and the last stay.
+
+    The shares that become empty come last: who merges a tile takes all workers up to
+    the one with its end to have a piece.
+    """
+    upto = exclusive_cumsum(positions)
+    per_head, total = upto[-1], bound[-1]
+    head, within = bound // per_head, bound % per_head
+    tile = jnp.sum(upto[None, 1:] <= within[:, None], axis=1, dtype=jnp.int32)
+    bound = head * per_head + upto[tile] + begin[tile, within - upto[tile]]
+    empty = jnp.append(False, bound[1:] == bound[:-1])
+    return jnp.sort(jnp.where(empty, total, bound))
+
+
+def _by_nodes(grouping: Grouping, number: jax.Array, num_nodes: int) -> Grouping:
+    """The grouping with a list of pages in which nodes begin with a block of the walk.
+
+    The rest of a node's last block is page M of the pool, which is no page of the tree.
+    All pages are listed for one tile of all queries.
+    """
+    num_pages, page_size = number.shape
+    block = max(1, BLOCK_TOKENS // page_size)
+    seen = grouping.page_first < grouping.page_end
+    owner = jnp.where(seen, jnp.min(number, axis=1), num_nodes)
+    page = jnp.argsort(owner, stable=True).astype(jnp.int32)
+    owner = owner[page]
+    count = jnp.zeros(num_nodes + 1, jnp.int32).at[owner].add(1)
+    start = exclusive_cumsum(-(-count // block) * block)
+    nth = jnp.arange(num_pages, dtype=jnp.int32) - exclusive_cumsum(count)[owner]
+    capacity = num_pages * block
+    at = jnp.where(owner < num_nodes, start[owner] + nth, capacity)
+    wide = WorkList(
+        page=jnp.full(capacity, num_pages, jnp.int32).at[at].set(page, mode="drop"),
+        query=jnp.zeros(capacity, jnp.int32),
+        offset=jnp.stack([jnp.int32(0), start[num_nodes]]),
+    )
+    slots = {
+        name: jnp.pad(getattr(grouping, name), ((0, 1), (0, 0)))
+        for name in ("slot_first", "slot_end", "slot_position")
+    }
+    return dataclasses.replace(
+        grouping,
+        wide=wide,
+        narrow=dataclasses.replace(grouping.narrow, offset=jnp.zeros(2, jnp.int32)),
+        tile_queries=grouping.num_queries,
+        **slots,
+    )

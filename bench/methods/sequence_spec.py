@@ -1,0 +1,39 @@
+"""Sizes of the Hopper kernels for attention over one sequence at a time."""
+
+import dataclasses
+
+import jax
+
+from deft_jax.attention.hopper import DEFAULT_WORKERS, copied, even_workers, make_spec
+from deft_jax.attention.implementations import num_multiprocessors
+from deft_jax.attention.xla import Logits
+from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
+
+CONFIG = KernelConfig(unit_tokens=16, block_tokens=64, stages=4)
+"""A few rows of queries only wait for memory: short blocks, several in flight."""
+
+WIDE_CONFIG = dataclasses.replace(CONFIG, stages=2)
+"""For heads of which no more fits the shared memory."""
+
+
+def sequence_spec(
+    q: jax.Array | jax.ShapeDtypeStruct,
+    k_pages: jax.Array | jax.ShapeDtypeStruct,
+    logits: Logits,
+    num_workers: int | None = None,
+) -> KernelSpec:
+    """The spec whose tiles hold one query, or as few as one copy can move.
+
+    Args:
+        q: [Q, H, D], shape and dtype are used.
+        k_pages: [M, K, P, D], shape is used.
+        logits: of the attention.
+        num_workers: multiprocessors, by default those of the device.
+    """
+    workers = num_workers or num_multiprocessors() or DEFAULT_WORKERS
+    config = CONFIG if q.shape[2] <= 128 else WIDE_CONFIG
+    spec = make_spec(q, k_pages, logits, config=config, num_workers=workers)
+    queries = copied(spec.group * spec.head_dim * q.dtype.itemsize)
+    spec = dataclasses.replace(spec, half_queries=queries, halves=1)
+    workers = even_workers(workers, spec.num_pairs)
+    return dataclasses.replace(spec, num_workers=workers)

@@ -1,0 +1,55 @@
+"""The page of a benchmark of one part: facts, plots and tables in one HTML file."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from .data import significant
+from .page import embedded, load_template
+from .plots import Plot
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Numbers of a page.
+
+    Attributes:
+        heading: of the table.
+        note: a sentence or two about it.
+        columns: names to units, "" for none; the first names the rows.
+        rows: as many texts as there are columns.
+    """
+
+    heading: str
+    note: str
+    columns: Mapping[str, str]
+    rows: Sequence[Sequence[str]]
+
+
+def render_part(
+    heading: str,
+    where: str,
+    facts: Mapping[str, str],
+    plots: Sequence[Plot],
+    tables: Sequence[Table],
+) -> str:
+    """The page as HTML.
+
+    Args:
+        heading: what was measured.
+        where: on what, in a few words.
+        facts: conditions by name.
+        plots: in their order; they are embedded.
+        tables: below the plots.
+    """
+    return load_template("part.html.jinja").render(
+        heading=heading, where=where, facts=facts, plots=embedded(plots), tables=tables
+    )
+
+
+def cell(value: object) -> str:
+    """A number or a word as the pages show it; a dash for None."""
+    if value is None:
+        return significant(None)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return significant(float(value))
+    return str(value)

@@ -1,0 +1,272 @@
+"""What a generation reports while it runs and what it returns when it is done."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from deft_jax.accounting.methods import saved
+from deft_jax.errors import DeftError
+
+if TYPE_CHECKING:
+    import networkx
+
+ROOT = 0
+"""Id of the node that holds the prompt."""
+
+FinishReason = Literal["stop", "length", "capacity", "interrupted", "pruned"]
+"""Why a branch ended: end of text or stop string, token limit, pool full, the caller
+asked to stop, or the strategy gave it up."""
+
+Phase = Literal["compile", "prefill", "decode", "done"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEvent:
+    """One token sampled on one branch.
+
+    Attributes:
+        request: index of the prompt.
+        node: id of the tree node the token was appended to.
+        parent: id of that node's parent.
+        token: token id.
+        text: the text this token completed; empty while a code point or a possible
+            stop string is still incomplete.
+        logprob: log-probability of the token under the model, in nats.
+        finish_reason: set on the last token of a branch.
+    """
+
+    request: int
+    node: int
+    parent: int | None
+    token: int
+    text: str
+    logprob: float
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Counters of a generation, over all its requests.
+
+    Attributes:
+        phase: what the engine is doing.
+        message: the same for a human reader, one line.
+        elapsed_s: seconds since the call.
+        prompt_tokens_done: prompt tokens whose keys and values are in the pool.
+        prompt_tokens_total: prompt tokens of all requests.
+        generated_tokens: tokens sampled so far, on all branches.
+        tokens_per_s: rate of decoding, all branches together.
+        live_branches: branches still growing.
+        pages_used: pages of the KV pool that hold tokens; once done, the most that
+            held any between two bursts.
+        pages_total: pages of the KV pool.
+        kv_tokens_read: cached tokens read by the decode steps so far.
+        kv_tokens_read_per_sequence: cached tokens that attention over one sequence
+            at a time would have read for the same steps.
+        kv_bytes_read: bytes of the keys and values of the former, in all layers.
+        kv_bytes_read_per_sequence: bytes of the latter.
+    """
+
+    phase: Phase
+    message: str = ""
+    elapsed_s: float = 0.0
+    prompt_tokens_done: int = 0
+    prompt_tokens_total: int = 0
+    generated_tokens: int = 0
+    tokens_per_s: float = 0.0
+    live_branches: int = 0
+    pages_used: int = 0
+    pages_total: int = 0
+    kv_tokens_read: int = 0
+    kv_tokens_read_per_sequence: int = 0
+    kv_bytes_read: int = 0
+    kv_bytes_read_per_sequence: int = 0
+
+    @property
+    def kv_read_saved(self) -> float:
+        """Share of the KV reads that the tree saved, from 0 to 1."""
+        return saved(self.kv_tokens_read, self.kv_tokens_read_per_sequence)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every counter under its own name, ready for JSON."""
+        return _json_ready(asdict(self) | {"kv_read_saved": self.kv_read_saved})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeNode:
+    """A run of tokens that its descendants share.
+
+    Attributes:
+        id: number of the node within its tree; `ROOT` is the prompt.
+        parent: id of the parent, `None` for the root.
+        tokens: token ids; the prompt's tokens for the root.
+        text: the text of these tokens, without a stop string.
+        logprobs: log-probability of each token, in nats; empty for the root.
+        finish_reason: why the branch ended, `None` for a node that was continued.
+        answer: the answer that a strategy found on the path that ends here.
+    """
+
+    id: int
+    parent: int | None
+    tokens: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...] = ()
+    finish_reason: FinishReason | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationTree:
+    """Everything generated for one prompt.
+
+    Attributes:
+        request: index of the prompt in the call.
+        prompt: the prompt's text.
+        nodes: parents before their children; the first is the root.
+        stats: the final counters, over all requests of the call.
+        prefill_s: seconds spent on the prompts of the call.
+        decode_s: seconds spent on decoding.
+        answer: the answer that most branches gave, for a strategy that votes.
+        agreement: votes for `answer` over the branches that gave any answer.
+        votes: number of branches per answer.
+        notice: one line about something that went short, such as a full KV pool.
+    """
+
+    request: int
+    prompt: str
+    nodes: tuple[TreeNode, ...]
+    stats: Status
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    answer: str | None = None
+    agreement: float | None = None
+    votes: Mapping[str, int] = field(default_factory=dict)
+    notice: str | None = None
+
+    @cached_property
+    def _by_id(self) -> dict[int, TreeNode]:
+        return {node.id: node for node in self.nodes}
+
+    def leaves(self) -> tuple[TreeNode, ...]:
+        """Return the nodes without children; a lone root is its own leaf."""
+        parents = {node.parent for node in self.nodes}
+        return tuple(node for node in self.nodes if node.id not in parents)
+
+    def best(self) -> TreeNode:
+        """Return the leaf with the highest mean log-probability.
+
+        Where the strategy voted, only leaves that gave the winning answer count.
+        Pruned branches count only if there is nothing else.
+        """
+        leaves = self.leaves()
+        kept = [leaf for leaf in leaves if leaf.finish_reason != "pruned"]
+        if self.answer is not None:
+            kept = [leaf for leaf in kept if leaf.answer == self.answer] or kept
+        return max(kept or leaves, key=self.mean_logprob)
+
+    def path(self, node: TreeNode) -> tuple[TreeNode, ...]:
+        """Return the nodes from the root down to `node`, both included."""
+        path = [node]
+        while path[-1].parent is not None:
+            path.append(self._by_id[path[-1].parent])
+        return tuple(reversed(path))
+
+    def path_text(self, node: TreeNode) -> str:
+        """Return the text generated from the prompt, excluded, down to `node`."""
+        return "".join(step.text for step in self.path(node)[1:])
+
+    def mean_logprob(self, node: TreeNode) -> float:
+        """Return the mean log-probability in nats over the generated path to `node`.
+
+        A path without a generated token is `-inf`, so that it ranks last.
+        """
+        logprobs = [value for step in self.path(node) for value in step.logprobs]
+        return math.fsum(logprobs) / len(logprobs) if logprobs else -math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tree as plain dicts and lists, ready for JSON.
+
+        `branches` lists the leaves with the whole generated text of each; `best` is
+        the id of a leaf. A number that is not finite becomes `None`.
+        """
+        return _json_ready(
+            {
+                "request": self.request,
+                "prompt": self.prompt,
+                "best": self.best().id,
+                "answer": self.answer,
+                "agreement": self.agreement,
+                "votes": dict(self.votes),
+                "notice": self.notice,
+                "prefill_s": self.prefill_s,
+                "decode_s": self.decode_s,
+                "branches": [self._branch(leaf) for leaf in self.leaves()],
+                "nodes": [asdict(node) for node in self.nodes],
+                "stats": self.stats.to_dict(),
+            }
+        )
+
+    def _branch(self, leaf: TreeNode) -> dict[str, Any]:
+        return {
+            "leaf": leaf.id,
+            "text": self.path_text(leaf),
+            "mean_logprob": self.mean_logprob(leaf),
+            "finish_reason": leaf.finish_reason,
+            "answer": leaf.answer,
+        }
+
+    def to_networkx(self) -> "networkx.DiGraph":
+        """Return a directed graph from the root to the leaves.
+
+        Nodes carry the fields of `TreeNode` and `mean_logprob`; the graph carries
+        `prompt`, `answer` and `best`.
+
+        Raises:
+            DeftError: networkx is not installed.
+        """
+        try:
+            import networkx
+        except ImportError:
+            raise DeftError(
+                "to_networkx needs the package networkx, which is not installed: "
+                "pip install networkx"
+            ) from None
+        graph = networkx.DiGraph(
+            prompt=self.prompt, answer=self.answer, best=self.best().id
+        )
+        for node in self.nodes:
+            fields = {key: value for key, value in vars(node).items() if key != "id"}
+            graph.add_node(node.id, **fields, mean_logprob=self.mean_logprob(node))
+            if node.parent is not None:
+                graph.add_edge(node.parent, node.id)
+        return graph
+
+    def render(self, width: int = 80, max_text: int | None = 240) -> str:
+        """Return the tree as plain text with box-drawing lines.
+
+        Args:
+            width: columns of the text.
+            max_text: columns of text shown per branch, whose middle is left out where
+                it is longer; `None` shows all.
+        """
+        from deft_jax.results.render import (
+            render_tree,  # It needs the types of this module.
+        )
+
+        return render_tree(self, width=width, max_text=max_text)
+
+    def __str__(self) -> str:
+        return self.render()
+
+
+def _json_ready(value: Any) -> Any:
+    """Return `value` with lists for tuples and `None` for numbers JSON has not."""
+    if isinstance(value, dict):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,137 @@
+"""How a decode step stores its tokens' KV and attends: over the tree, by default."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from deft_jax.attention.api import tree_attention
+from deft_jax.attention.grouping import Grouping, group
+from deft_jax.capacity import Capacity
+from deft_jax.kv import pool as kv_pool
+from deft_jax.kv.pool import LayerKV
+from deft_jax.layers.projections import Projections
+from deft_jax.tree.appending import Slots
+from deft_jax.tree.state import Tree
+
+Pool = tuple[LayerKV, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """What all layers of a step share.
+
+    Attributes:
+        grouping: of the step's query tokens.
+        slots: where these tokens are in the tree's pages.
+        own: what else the method needs, a pytree.
+    """
+
+    grouping: Grouping
+    slots: Slots
+    own: Any = None
+
+
+class AttentionMethod(Protocol):
+    """Stores and attends. Hashable: it is static in the step."""
+
+    def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
+        """Empty storage for the KV of every layer.
+
+        Args:
+            config: of the model: num_layers, num_kv_heads and head_dim are used.
+            capacity: of the engine.
+            dtype: of the KV.
+        """
+        ...
+
+    def plan(
+        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+    ) -> tuple[StepPlan, Pool]:
+        """What a step needs, once for all layers, and the pool.
+
+        Args:
+            tree: the forest after `append`.
+            slots: of the query tokens.
+            pool: KV of each layer.
+            before: [B] int32, node that each row was at before the step, N for idle
+                rows; None where prompts are read.
+        """
+        ...
+
+    def attend(
+        self, plan: StepPlan, heads: Projections, layer: LayerKV
+    ) -> tuple[jax.Array, LayerKV]:
+        """Stores the tokens' KV of a layer and attends to what they see.
+
+        Args:
+            plan: of the step.
+            heads: of the query tokens, in rank order.
+            layer: storage of the layer.
+
+        Returns:
+            [Q, H, D] in rank order, and the storage with the tokens' KV.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeMethod:
+    """KV in shared pages, read once for all queries that see it.
+
+    Attributes:
+        implementation: of `tree_attention`.
+    """
+
+    implementation: str | None = None
+
+    def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
+        """Pages of the tree."""
+        return kv_pool.create_pool(
+            config.num_layers,
+            capacity.pages,
+            config.num_kv_heads,
+            capacity.page_size,
+            config.head_dim,
+            dtype,
+        )
+
+    def plan(
+        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+    ) -> tuple[StepPlan, Pool]:
+        """Groups the queries."""
+        return StepPlan(group(tree, slots), slots), pool
+
+    def attend(
+        self, plan: StepPlan, heads: Projections, layer: LayerKV
+    ) -> tuple[jax.Array, LayerKV]:
+        """Tree attention."""
+        q, layer = append_pages(plan, heads, layer, self.implementation)
+        with jax.named_scope("attention"):
+            out, _ = tree_attention(
+                q,
+                layer.k,
+                layer.v,
+                plan.grouping,
+                implementation=self.implementation,
+            )
+        return out, layer
+
+
+def append_pages(
+    plan: StepPlan, heads: Projections, layer: LayerKV, implementation: str | None
+) -> tuple[jax.Array, LayerKV]:
+    """Rotated queries [Q, H, D], and the tree's pages with the tokens' KV."""
+    order = plan.grouping.order
+    page, slot = plan.slots.page[order], plan.slots.slot[order]
+    with jax.named_scope("kv_write"):
+        return heads.append(layer, page, slot, implementation)
+
+
+def as_method(implementation: str | None | AttentionMethod) -> AttentionMethod:
+    """The method itself, or the tree's with an implementation of `tree_attention`."""
+    if implementation is None or isinstance(implementation, str):
+        return TreeMethod(implementation)
+    return implementation

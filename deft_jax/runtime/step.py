@@ -1,0 +1,262 @@
+"""The decode loop: sample, plan, append, group, run the layers, all on the device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deft_jax.attention.grouping import Grouping, query_ranks, slot_ranges
+from deft_jax.runtime.attention_method import AttentionMethod
+from deft_jax.runtime.forward import Model, forward
+from deft_jax.runtime.state import DecodeState, RequestTable, Rows, StepLog
+from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
+from deft_jax.strategies.protocol import RUNNING, Plan, Planner, View, finish_code
+from deft_jax.tree.appending import Places, Slots, append, fill, find_places
+from deft_jax.tree.counting import tally
+from deft_jax.tree.placing import place_rows
+from deft_jax.tree.pruning import accept_and_prune, prune
+from deft_jax.tree.state import OUT_OF_PAGES, Tree, choose, replace
+
+
+def decode(
+    model: Model,
+    state: DecodeState,
+    table: RequestTable,
+    cut: jax.Array,
+    max_steps: jax.Array,
+    *,
+    planner: Planner,
+    method: AttentionMethod,
+) -> DecodeState:
+    """Decodes up to `max_steps` steps without the host.
+
+    Stops before that when a request ends (so that the host can fill its rows), or when
+    a plan does not fit the free pages or nodes: then the state is as before that plan
+    but for `tree.overflow`.
+
+    Args:
+        model: the network.
+        state: donated by the caller's jit; its log is overwritten.
+        table: of the requests.
+        cut: [N] bool, nodes that the host drops before the first step, with all below.
+        max_steps: [] int32, at most the log's capacity.
+        planner: of the strategy; static.
+        method: static; stores KV and attends.
+    """
+    state = dataclasses.replace(
+        state,
+        tree=replace(state.tree, overflow=jnp.int32(0)),
+        step=jnp.int32(0),
+        kv_tokens=jnp.zeros(2, jnp.float32),
+    )
+    state = lax.cond(jnp.any(cut), lambda s: _cut(s, cut), lambda s: s, state)
+    size = state.tree.num_nodes
+    num_requests = jnp.sum(state.roots < size)
+
+    def goes_on(state):
+        same = jnp.sum(state.roots < size) == num_requests
+        fits = state.tree.overflow == 0
+        return (num_requests > 0) & same & fits & (state.step < max_steps)
+
+    def step(state):
+        return decode_step(model, state, table, planner, method)
+
+    return lax.while_loop(goes_on, step, state)
+
+
+def _cut(state: DecodeState, cut: jax.Array) -> DecodeState:
+    """Drops cut nodes, the rows there and below, and requests left without a node."""
+    size, num_requests = state.tree.num_nodes, state.roots.shape[0]
+    tree = prune(state.tree, cut, state.keep)
+    live = jnp.append(tree.live, False)
+    kept, rows = live[state.rows.node], state.rows
+    rows = dataclasses.replace(
+        rows,
+        node=jnp.where(kept, rows.node, size),
+        request=jnp.where(kept, rows.request, num_requests),
+    )
+    roots = jnp.where(live[state.roots], state.roots, size)
+    return dataclasses.replace(state, tree=tree, rows=rows, roots=roots)
+
+
+def _ended(roots: jax.Array, request: jax.Array, size: int) -> jax.Array:
+    """[R] bool: requests in use that no row [B] belongs to."""
+    slot = jnp.arange(roots.shape[0], dtype=jnp.int32)
+    running = jnp.any(request[None] == slot[:, None], axis=1)
+    return (roots < size) & ~running
+
+
+def decode_step(model, state, table, planner, method) -> DecodeState:
+    """One step of `decode`: every row gets a token, and its hidden state."""
+    view = _look(model, state, table)
+    with jax.named_scope("tree_operations"):
+        own, plan = planner.plan(state.planner, view)
+        tree, slots, roots = _apply(state, plan, planner.draft_depth)
+        fits = tree.overflow == 0
+    hidden, pool, grouping = forward(
+        model, tree, state.pool, slots, plan.token, method, before=state.rows.node
+    )
+    rows = Rows(
+        node=slots.node,
+        request=jnp.where(slots.node < tree.num_nodes, plan.request, roots.shape[0]),
+        stream=plan.stream,
+        generated=plan.generated,
+    )
+    return DecodeState(
+        tree=tree,
+        pool=pool,
+        rows=choose(fits, rows, state.rows),
+        hidden=jnp.where(fits, hidden, state.hidden),
+        roots=jnp.where(fits, roots, state.roots),
+        keep=jnp.where(fits, plan.keep, state.keep),
+        planner=choose(fits, own, state.planner),
+        log=_write_log(state, plan, slots),
+        step=state.step + jnp.where(fits, 1, 0),
+        kv_tokens=state.kv_tokens + jnp.where(fits, _count_reads(grouping, slots), 0.0),
+    )
+
+
+def _look(model, state: DecodeState, table: RequestTable) -> View:
+    """Samples every row and says which would finish with that token."""
+    rows = state.rows
+    with jax.named_scope("layers"):
+        logits = model.logits(state.hidden)
+    request = jnp.minimum(rows.request, table.max_new_tokens.shape[0] - 1)
+    vocab_size = logits.shape[1]
+    with jax.named_scope("sampling"):
+        # The logits stay inside the condition, whose results are copied.
+        sampled = lax.cond(
+            is_greedy(table.sampling, vocab_size),
+            lambda: sample_greedily(logits),
+            lambda: sample(
+                logits,
+                table.sampling.take(request),
+                rows.stream,
+                rows.generated,
+                lambda: _seen_tokens(state.tree, rows.node, vocab_size),
+            ),
+        )
+    return View(
+        tree=state.tree,
+        table=table,
+        node=rows.node,
+        request=rows.request,
+        stream=rows.stream,
+        generated=rows.generated,
+        logits=logits,
+        token=sampled.token,
+        logprob=sampled.logprob,
+        finish=finish_code(table, sampled.token, request, rows.generated + 1),
+        roots=state.roots,
+    )
+
+
+def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
+    """[B, V] bool: tokens on each row's path.
+
+    Every slot marks where the ranks that see it begin and end; a prefix sum over ranks
+    turns the marks into counts, so that no path is walked.
+    """
+    number, rank = query_ranks(tree, node)
+    first, end = (x.ravel() for x in slot_ranges(tree, number))
+    token = jnp.where(first < end, tree.slot_token.ravel(), vocab_size)
+    marks = jnp.zeros((node.shape[0] + 1, vocab_size), jnp.int32)
+    marks = marks.at[first, token].add(1, mode="drop")
+    marks = marks.at[end, token].add(-1, mode="drop")
+    return (jnp.cumsum(marks, axis=0, dtype=jnp.int32) > 0)[rank]
+
+
+def _apply(state: DecodeState, plan: Plan, draft_depth: int):
+    """The tree after a plan, the slots of its tokens and the requests' roots.
+
+    Where the plan does not fit the tree is as before, but for its overflow.
+    """
+    tree, size = state.tree, state.tree.num_nodes
+    num_requests = state.roots.shape[0]
+    stopped = jnp.append(plan.stop, True)[jnp.minimum(plan.request, num_requests)]
+    live = (plan.source >= 0) & (plan.finish == RUNNING) & ~stopped
+    request = jnp.where(live, plan.request, num_requests)
+    ended = _ended(state.roots, request, size)
+    roots = jnp.where(ended, size, state.roots)
+    if draft_depth > 1:
+        # Plans with drafts change the tree in almost every step.
+        tree, node, places = _change(tree, plan, live, ended, state.roots, draft_depth)
+        fits = tree.overflow == 0
+        return *fill(tree, node, plan.token, places, fits), roots
+    changes = jnp.any(plan.accept >= 0) | jnp.any(plan.prune) | jnp.any(ended)
+    changes |= jnp.any((plan.source >= 0) & (~live | plan.branch))
+
+    def change(_, carry):
+        return _change(carry[0], plan, live, ended, state.roots, draft_depth)[:2]
+
+    # A loop of one step or none: unlike the branches of a condition, which copy what
+    # they leave as it is, it works in place, and most plans change nothing.
+    carry = tree, jnp.where(live, plan.source, size)
+    tree, node = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
+    tree, slots = append(tree, node, plan.token)
+    return tree, slots, roots
+
+
+def _change(
+    tree: Tree, plan: Plan, live, ended, roots, draft_depth: int
+) -> tuple[Tree, jax.Array, Places]:
+    """The tree with what a plan accepts, prunes and branches, and where tokens go.
+
+    Returns:
+        The tree, [B] int32 the node of each row, N for none, and the places of their
+        tokens. If nodes or pages run out nothing changes but the overflow, and no row
+        has a node.
+    """
+    size = tree.num_nodes
+    doomed, keep = _drops(plan, live, jnp.where(ended, roots, size))
+    changed = accept_and_prune(tree, plan.accept, doomed, keep)
+    changed, node, storage = place_rows(changed, plan, live, draft_depth)
+    places = find_places(changed, storage, node < size)
+    overflow = changed.overflow | jnp.where(places.fit(changed), 0, OUT_OF_PAGES)
+    fits = overflow == 0
+    tree = choose(fits, changed, replace(tree, overflow=overflow))
+    return tree, jnp.where(fits, node, size), places
+
+
+def _drops(plan: Plan, live: jax.Array, ended_root: jax.Array):
+    """What a plan drops: what it prunes, rows that finish and ended requests.
+
+    Args:
+        plan: of the step.
+        live: [B] bool, rows that go on.
+        ended_root: [R] int32, N for none.
+
+    Returns:
+        [N] bool, nodes to drop with all below them, and nodes to keep otherwise.
+    """
+    size = plan.prune.shape[0]
+    node = jnp.where(plan.source >= 0, plan.source, size)
+    finished = jnp.where(plan.branch | (plan.finish == RUNNING), size, node)
+    doomed = tally(finished, size) + tally(ended_root, size) > 0
+    continued = tally(jnp.where(live, node, size), size) > 0
+    return plan.prune | doomed, plan.keep | continued
+
+
+def _write_log(state: DecodeState, plan: Plan, slots: Slots) -> jax.Array:
+    row = StepLog(
+        accept=plan.accept,
+        draft_logprob=plan.draft_logprob,
+        source=plan.source,
+        branch=plan.branch,
+        draft=plan.draft,
+        node=slots.node,
+        token=plan.token,
+        logprob=plan.logprob,
+        finish=plan.finish,
+        request=plan.request,
+    )
+    return state.log.at[state.step].set(row.pack())
+
+
+def _count_reads(grouping: Grouping, slots: Slots) -> jax.Array:
+    """[2] float32: cached tokens this step reads, and one sequence at a time would."""
+    tree_reads = jnp.sum(grouping.slot_first < grouping.slot_end, dtype=jnp.int32)
+    live = slots.page < grouping.page_first.shape[0]
+    paths = jnp.sum(jnp.where(live, slots.position + 1, 0), dtype=jnp.int32)
+    return jnp.stack([tree_reads, paths]).astype(jnp.float32)

@@ -1,0 +1,135 @@
+"""Choosing the next token of every branch on the device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deft_jax.sampling.params import SamplingRows
+from deft_jax.sampling.truncation import truncated_weights
+from deft_jax.sampling.vocab_search import argmax, inverse_cdf
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """The chosen tokens.
+
+    token: [B] int32 token ids.
+    logprob: [B] float32, log-softmax of the model's own logits at `token`, before
+      bias, penalty, temperature and truncation; natural logarithm.
+    """
+
+    token: jax.Array
+    logprob: jax.Array
+
+
+def sample(
+    logits: jax.Array,
+    rows: SamplingRows,
+    stream: jax.Array,
+    position: jax.Array,
+    seen: Callable[[], jax.Array],
+) -> Sampled:
+    """Chooses one token per row.
+
+    In this order: logit bias, repetition penalty, temperature, top-k, top-p, min-p
+    (see `truncation.truncated_weights`), one draw. A row of temperature 0 takes the
+    largest logit after bias and penalty, the lowest id on ties. One trace serves all
+    settings, and a step costs only what some row of it asks for.
+
+    The draw is a function of the row's logits, parameters, `stream` and `position`
+    alone: other rows and the number of rows change nothing but, at most, the order
+    in which the compiler adds up float32 numbers.
+
+    A logit of NaN counts as -inf and +inf as the largest float32. A row with no
+    finite logit gives token 0, one with NaN or +inf a logprob of NaN.
+
+    Args:
+      logits: [B, V] float32, as the model gives them.
+      rows: parameters of the B rows.
+      stream: [B] uint32, number of the branch; names a random stream of the seed.
+      position: [B] int32, tokens on the path so far; the place in the stream.
+      seen: gives [B, V] bool, true for tokens on the path of a row; called only
+        where some row has a repetition penalty.
+    """
+    adjusted = _without_nan(_adjust(logits, rows, seen))
+    greedy = argmax(adjusted)
+    is_random = rows.temperature > 0
+
+    def draw() -> jax.Array:
+        uniform = _uniform(rows.seed, stream, position)
+        drawn = _draw(adjusted, greedy, rows, uniform)
+        return jnp.where(is_random, drawn, greedy)
+
+    token = lax.cond(jnp.any(is_random), draw, lambda: greedy)
+    return Sampled(token=token, logprob=_log_softmax_at(logits, token))
+
+
+def sample_greedily(logits: jax.Array) -> Sampled:
+    """What `sample` gives where all rows are neutral and of temperature 0."""
+    token = argmax(_without_nan(logits))
+    return Sampled(token=token, logprob=_log_softmax_at(logits, token))
+
+
+def is_greedy(rows: SamplingRows, vocab_size: int) -> jax.Array:
+    """[] bool: whether all rows are neutral and of temperature 0."""
+    has_bias = jnp.any(rows.bias_token < vocab_size)
+    has_penalty = jnp.any(rows.repetition_penalty != 1)
+    return ~(has_bias | has_penalty | jnp.any(rows.temperature > 0))
+
+
+def _adjust(
+    logits: jax.Array, rows: SamplingRows, seen: Callable[[], jax.Array]
+) -> jax.Array:
+    penalty = rows.repetition_penalty[:, None]
+
+    def biased() -> jax.Array:
+        row = jnp.arange(logits.shape[0])[:, None]
+        return logits.at[row, rows.bias_token].add(rows.bias_value, mode="drop")
+
+    def penalised(logits: jax.Array) -> jax.Array:
+        weakened = jnp.where(logits > 0, logits / penalty, logits * penalty)
+        return jnp.where(seen(), weakened, logits)
+
+    has_bias = jnp.any(rows.bias_token < logits.shape[1])
+    logits = lax.cond(has_bias, biased, lambda: logits)
+    return lax.cond(jnp.any(penalty != 1), penalised, lambda same: same, logits)
+
+
+def _without_nan(logits: jax.Array) -> jax.Array:
+    largest = jnp.finfo(logits.dtype).max
+    return jnp.where(jnp.isnan(logits), -jnp.inf, jnp.minimum(logits, largest))
+
+
+def _draw(
+    logits: jax.Array, greedy: jax.Array, rows: SamplingRows, uniform: jax.Array
+) -> jax.Array:
+    peak = _at(logits, greedy)
+    peak = jnp.where(peak == -jnp.inf, 0.0, peak)
+    temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
+    tempered = (logits - peak[:, None]) / temperature[:, None]
+    return inverse_cdf(truncated_weights(tempered, rows), uniform)
+
+
+def _uniform(seed: jax.Array, stream: jax.Array, position: jax.Array) -> jax.Array:
+    """[B] float32 in [0, 1). Threefry whatever the caller's default generator."""
+
+    def one(seed: jax.Array, stream: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.key(seed, impl="threefry2x32")
+        key = jax.random.fold_in(jax.random.fold_in(key, stream), position)
+        return jax.random.uniform(key)
+
+    return jax.vmap(one)(seed, stream, position)
+
+
+def _log_softmax_at(logits: jax.Array, token: jax.Array) -> jax.Array:
+    peak = logits.max(axis=-1)
+    total = jnp.exp(logits - peak[:, None]).sum(axis=-1)
+    return _at(logits, token) - peak - jnp.log(total)
+
+
+def _at(logits: jax.Array, token: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]

@@ -1,0 +1,202 @@
+"""What a search strategy sees after a step and what it may ask for before the next.
+
+A strategy's planner lives inside the jitted decode loop: `plan` is traced once and runs
+on the device between steps. Parallel sampling continues every row in place; beam search
+branches from the rows it keeps and prunes the others; tree search prunes nodes or
+leaves them resting and continues any live node later; speculative decoding adds rows
+for drafted tokens and accepts a path of them.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from deft_jax.capacity import Capacity
+from deft_jax.results.generation_tree import FinishReason
+from deft_jax.runtime.state import RequestTable
+from deft_jax.tree.state import NO_NODE, Tree
+
+RUNNING = 0
+"""Finish code of a row that goes on."""
+
+STOP = 1
+"""Finish code: the row's last token ends the text."""
+
+LENGTH = 2
+"""Finish code: the row has as many tokens as it may."""
+
+FINISH_REASONS: dict[int, FinishReason] = {STOP: "stop", LENGTH: "length"}
+"""Names of the finish codes in results."""
+
+
+def finish_code(
+    table: RequestTable, token: jax.Array, request: jax.Array, generated: jax.Array
+) -> jax.Array:
+    """[...] int32: finish codes of branches that take a token.
+
+    Args:
+        table: of the requests.
+        token: [...] int32, the tokens.
+        request: [...] int32, request slot of each; out of range counts as the nearest.
+        generated: [...] int32, tokens on the branch with this one.
+    """
+    request = jnp.clip(request, 0, table.max_new_tokens.shape[0] - 1)
+    ends = jnp.isin(token, table.eos) & ~table.ignore_eos[request]
+    full = generated >= table.max_new_tokens[request]
+    return jnp.where(ends, STOP, jnp.where(full, LENGTH, RUNNING))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a planner sees. A row is a query token of the last step, or a fresh row at
+    the root of a prompt that was just read.
+
+    A request keeps the rows it began with until it ends; a planner that lets some of
+    them idle and uses them again notes which they are while they are fresh.
+
+    Attributes:
+        tree: the forest.
+        table: of the requests, for `finish_code` of tokens that were not sampled.
+        node: [B] int32, node of each row, N for idle rows.
+        request: [B] int32, request slot of each row, R for idle rows.
+        stream: [B] uint32, random stream of each row; of a fresh row its place among
+            the rows of its request.
+        generated: [B] int32, tokens generated on the row's path; 0 for a fresh row.
+        logits: [B, V] float32, of the token that follows each row.
+        token: [B] int32, the token sampled for each row.
+        logprob: [B] float32, its natural log-probability under `logits`.
+        finish: [B] int32, finish code of each row if it takes its sampled token.
+        roots: [R] int32, root of each request slot, N for free slots.
+    """
+
+    tree: Tree
+    table: RequestTable
+    node: jax.Array
+    request: jax.Array
+    stream: jax.Array
+    generated: jax.Array
+    logits: jax.Array
+    token: jax.Array
+    logprob: jax.Array
+    finish: jax.Array
+    roots: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a planner asks for, applied in this order: accept, prune, branch, append.
+
+    A planner may let a node rest and continue it in a later plan. A node that is left
+    without a leaf below it is freed unless the plan continues or keeps it. A request
+    ends when no row of it runs in a plan, whatever rests, or when `stop` says so; its
+    nodes are then freed.
+
+    Attributes:
+        accept: [B] int32, tips of draft paths to keep (`tree.accept`), else NO_NODE.
+        draft_logprob: [B] float32, log-probability of the draft that each row of the
+            view holds, now that it is known; for the result, if it is accepted.
+        prune: [N] bool, nodes to drop with all below them.
+        keep: [N] bool, nodes to keep although all below them is dropped or finished.
+        source: [B] int32, node that each row continues; N + j stands for the node of
+            row j < own row of this plan, its token included; NO_NODE leaves the row
+            idle.
+        branch: [B] bool, true to continue in a new child, false in the node itself,
+            which must never have had a child but drafts.
+        draft: [B] bool, true for children to be accepted or dropped later.
+        token: [B] int32, next token of each row.
+        logprob: [B] float32, its log-probability, for the result.
+        finish: [B] int32, finish code; a row that finishes records its token, which is
+            not fed to the model, and frees its node.
+        request: [B] int32, request slot of each row.
+        stream: [B] uint32, random stream of each row.
+        generated: [B] int32, tokens on the row's path with this one.
+        stop: [R] bool, requests that end now; their rows record their tokens.
+    """
+
+    accept: jax.Array
+    draft_logprob: jax.Array
+    prune: jax.Array
+    keep: jax.Array
+    source: jax.Array
+    branch: jax.Array
+    draft: jax.Array
+    token: jax.Array
+    logprob: jax.Array
+    finish: jax.Array
+    request: jax.Array
+    stream: jax.Array
+    generated: jax.Array
+    stop: jax.Array
+
+    @classmethod
+    def continue_all(cls, view: View) -> "Plan":
+        """Every row takes its sampled token: fresh rows branch, others go on in place.
+
+        The start of most plans: change what differs with `dataclasses.replace`.
+        """
+        live = view.node < view.tree.num_nodes
+        return cls(
+            accept=jnp.full_like(view.node, NO_NODE),
+            draft_logprob=jnp.zeros_like(view.logprob),
+            prune=jnp.zeros(view.tree.num_nodes, bool),
+            keep=jnp.zeros(view.tree.num_nodes, bool),
+            source=jnp.where(live, view.node, NO_NODE),
+            branch=view.generated == 0,
+            draft=jnp.zeros_like(live),
+            token=view.token,
+            logprob=view.logprob,
+            finish=view.finish,
+            request=view.request,
+            stream=view.stream,
+            generated=view.generated + 1,
+            stop=jnp.zeros(view.roots.shape, bool),
+        )
+
+
+class Planner(Protocol):
+    """The part of a strategy that runs on the device.
+
+    Must be hashable: it is static in the decode loop, and strategies with equal
+    planners share a compilation.
+
+    Attributes:
+        draft_depth: levels of rows that continue rows of the same plan, 1 for none.
+    """
+
+    @property
+    def draft_depth(self) -> int: ...
+
+    def init(self, capacity: Capacity) -> Any:
+        """The planner's own state before the first step, a pytree of arrays."""
+        ...
+
+    def plan(self, state: Any, view: View) -> tuple[Any, Plan]:
+        """The next state and plan; traced, must not touch the host."""
+        ...
+
+
+class Strategy(Protocol):
+    """A way to grow trees.
+
+    Attributes:
+        rows: query rows one request needs in a step.
+        nodes: nodes one request may hold at once, its root counted.
+        planner: what decides on the device; may be the strategy itself.
+    """
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def nodes(self) -> int: ...
+
+    @property
+    def planner(self) -> Planner: ...
+
+    def conclude(self, tree: Any) -> Any:
+        """The finished `GenerationTree` of a request, with what the strategy adds."""
+        ...

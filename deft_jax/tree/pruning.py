@@ -1,0 +1,158 @@
+"""Removing nodes: what a search prunes, and drafts that are accepted or dropped."""
+
+import jax
+import jax.numpy as jnp
+
+from deft_jax.tree.counting import count_nodes_below, largest, tally
+from deft_jax.tree.state import NO_NODE, Tree, replace
+
+
+def prune(tree: Tree, doomed: jax.Array, keep: jax.Array | None = None) -> Tree:
+    """Frees the subtrees of `doomed` nodes and every ancestor left without a leaf.
+
+    Args:
+        tree: the forest.
+        doomed: [N] bool, true for nodes to drop with all below them.
+        keep: [N] bool, true for nodes that stay although no leaf is left below them,
+            unless they are in a doomed subtree; none if None.
+    """
+    none = jnp.zeros_like(doomed)
+    nobody = jnp.full_like(tree.parent, tree.num_nodes)
+    return _remove(tree, none, nobody, _bare(tree, tree.live, doomed, keep))
+
+
+def accept(tree: Tree, tip: jax.Array) -> Tree:
+    """Keeps one path of each draft tree: its tokens become their trunk's own.
+
+    The trunk of a draft is the node that owns its pages. Drafts of the same trunk that
+    are not on the path from the trunk to the tip are dropped with all below them; their
+    slots are used again by the next tokens of the trunk. No KV moves.
+
+    Args:
+        tree: the forest.
+        tip: [A] int32, last accepted node of each path; a node that is no draft accepts
+            none of its drafts; NO_NODE entries are ignored. One tip per trunk.
+    """
+    tree, gone, heir = _merge(tree, tip)
+    return _remove(tree, gone, heir, jnp.zeros_like(gone))
+
+
+def accept_and_prune(
+    tree: Tree, tip: jax.Array, doomed: jax.Array, keep: jax.Array
+) -> Tree:
+    """What `prune(accept(tree, tip), doomed, keep)` gives, in one pass."""
+    tree, gone, heir = _merge(tree, tip)
+    return _remove(tree, gone, heir, _bare(tree, tree.live & ~gone, doomed, keep))
+
+
+def _merge(tree: Tree, tip: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
+    """What `accept` does to the nodes that stay, and what it removes.
+
+    Returns:
+        The tree, [N] bool the nodes to remove and [N] int32 their heirs.
+    """
+    size = tree.num_nodes
+    tip = jnp.where(tip < 0, size, tip)
+    trunk = tree.storage.at[tip].get(mode="fill", fill_value=size)
+    # By trunk, the depth-first number of its tip: the drafts whose intervals hold it
+    # are on the path.
+    goal = largest(trunk, size, tree.first.at[tip].get(mode="clip"))
+    goal = goal.at[tree.storage].get(mode="fill", fill_value=-1)
+    draft = (tree.storage != jnp.arange(size)) & (goal >= 0)
+    on_path = draft & (tree.first <= goal) & (goal < tree.end)
+    dead = _below(tree, draft & ~on_path)
+    merged = on_path & ~dead
+
+    gain = jnp.where(merged, tree.count, 0)
+    count = tree.count + tally(tree.storage, size, gain)
+    parent = jnp.clip(tree.parent, 0, size - 1)
+    adopted = (tree.parent >= 0) & merged[parent]
+    tree = replace(
+        tree,
+        count=count,
+        parent=jnp.where(adopted, tree.storage[parent], tree.parent),
+    )
+    return tree, dead | merged, jnp.where(merged, tree.storage, size)
+
+
+def _bare(
+    tree: Tree, kept: jax.Array, doomed: jax.Array, keep: jax.Array | None
+) -> jax.Array:
+    """[N] bool: of the nodes that are kept so far, those that `prune` drops."""
+    dead = _below(tree, doomed & kept)
+    leaf = kept & (_num_below(tree, kept) == 1)
+    if keep is not None:
+        leaf = leaf | (keep & kept)
+    return kept & (_num_below(tree, leaf & ~dead) == 0)
+
+
+def _below(tree: Tree, mask: jax.Array) -> jax.Array:
+    """[N] bool: nodes that are masked or have a masked ancestor."""
+    most = tree.num_nodes + 1
+    begun = count_nodes_below(jnp.where(mask, tree.first, most), tree.first + 1, most)
+    ended = count_nodes_below(jnp.where(mask, tree.end, most), tree.first + 1, most)
+    return tree.live & (begun > ended)
+
+
+def _num_below(tree: Tree, mask: jax.Array) -> jax.Array:
+    """[N] int32: masked nodes in the subtree of each node, itself counted."""
+    size = tree.num_nodes
+    number = jnp.where(mask, tree.first, size)
+    return count_nodes_below(number, tree.end, size) - count_nodes_below(
+        number, tree.first, size
+    )
+
+
+def _remove(tree: Tree, gone: jax.Array, heir: jax.Array, bare: jax.Array) -> Tree:
+    """Frees nodes and the pages they leave empty.
+
+    Args:
+        tree: the forest.
+        gone: [N] bool, live nodes to free first.
+        heir: [N] int32, node that takes over the tokens of such a node, N to drop them.
+        bare: [N] bool, other live nodes to free then, with what they took over.
+    """
+    size = tree.num_nodes
+    freed = gone | bare
+    kept = tree.live & ~freed
+    number = jnp.where(kept, tree.first, size)
+    own = jnp.arange(size, dtype=jnp.int32)
+    heir = jnp.append(jnp.where(gone, heir, own), jnp.int32(size))[tree.slot_node]
+    slot_node = jnp.where(jnp.append(bare, False)[heir], size, heir)
+    in_use = tree.page_owner < size
+    empty_first = jnp.all(heir == size, axis=1)
+    empty = jnp.all(slot_node == size, axis=1) & in_use
+    free_nodes, num_free_nodes = _push(
+        tree.free_nodes, tree.num_free_nodes, freed, gone
+    )
+    free_pages, num_free_pages = _push(
+        tree.free_pages, tree.num_free_pages, empty, empty & empty_first
+    )
+    return replace(
+        tree,
+        parent=jnp.where(freed, NO_NODE, tree.parent),
+        first=jnp.where(kept, count_nodes_below(number, tree.first, size), size),
+        end=jnp.where(kept, count_nodes_below(number, tree.end, size), size),
+        count=jnp.where(freed, 0, tree.count),
+        storage=jnp.where(freed, size, tree.storage),
+        page_owner=jnp.where(empty, size, tree.page_owner),
+        slot_node=slot_node,
+        free_nodes=free_nodes,
+        num_free_nodes=num_free_nodes,
+        free_pages=free_pages,
+        num_free_pages=num_free_pages,
+    )
+
+
+def _push(stack, height, freed, first):
+    """Puts the indices of `freed` on a free list, those of `first` below the others.
+
+    Returns:
+        The list and its new height.
+    """
+    count = jnp.cumsum(jnp.stack([first, freed & ~first]), axis=1, dtype=jnp.int32)
+    index = height + jnp.where(first, count[0], count[0, -1] + count[1]) - 1
+    at = jnp.where(freed, index, stack.shape[0])
+    items = jnp.arange(stack.shape[0], dtype=jnp.int32)
+    height += jnp.sum(freed, dtype=jnp.int32)
+    return stack.at[at].set(items, mode="drop"), height

@@ -1,0 +1,154 @@
+"""Llama weights in a GGUF file, under Hugging Face names and in their row order."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf.gguf_reader import ReaderTensor
+
+from deft_jax.errors import DeftError
+
+from ..config.config import LlamaConfig
+from .gguf_file import GGUFFile
+
+_ROPE_FACTORS = "rope_freqs.weight"
+_GLOBAL_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_CHUNK_VALUES = 1 << 16
+"""Values dequantised at a time: temporaries fit the L2 cache, calls are few."""
+
+
+class GGUFCheckpoint:
+    """A GGUF file of the llama architecture, memory-mapped.
+
+    source: path of the file
+    metadata: GGUF key to number, text or list of them; holds the tokenizer
+    config: read from the metadata
+
+    Raises:
+        DeftError: the file is damaged, or its model is not a supported Llama.
+    """
+
+    source: Path
+    metadata: Mapping[str, object]
+    config: LlamaConfig
+
+    def __init__(self, source: Path) -> None:
+        file = GGUFFile(source)
+        self.source = source
+        self.metadata = file.metadata
+        self.config = LlamaConfig.from_gguf(
+            file.metadata,
+            tie_embeddings="output.weight" not in file.tensors_by_name,
+            rope_factors=_rope_factors(source, file.tensors_by_name),
+            source=str(source),
+        )
+        self._tensors = {
+            _hf_name(name): tensor
+            for name, tensor in file.tensors_by_name.items()
+            if name != _ROPE_FACTORS
+        }
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the Hugging Face names of the tensors, in the file's order.
+
+        A tensor that Llama does not have keeps its GGUF name.
+        """
+        return tuple(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor, without reading it.
+
+        Raises:
+            DeftError: there is no tensor of that name.
+        """
+        return _shape(self._tensor(name))
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor dequantised: float32, matrices [output, input].
+
+        Raises:
+            DeftError: there is no tensor of that name, or `gguf` cannot dequantise it.
+        """
+        tensor = self._tensor(name)
+        rows = tensor.data
+        if name.endswith("q_proj.weight"):
+            rows = _unpermuted(rows, self.config.num_q_heads)
+        elif name.endswith("k_proj.weight"):
+            rows = _unpermuted(rows, self.config.num_kv_heads)
+        return _dequantized(self.source, tensor, rows)
+
+    def _tensor(self, name: str) -> ReaderTensor:
+        if name not in self._tensors:
+            raise DeftError(f"{self.source}: no tensor {name}")
+        return self._tensors[name]
+
+
+def _hf_name(gguf_name: str) -> str:
+    # blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight
+    stem = gguf_name.removesuffix(".weight")
+    if stem == gguf_name:
+        return gguf_name
+    if stem in _GLOBAL_NAMES:
+        return f"{_GLOBAL_NAMES[stem]}.weight"
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    if match is None or match[2] not in _LAYER_NAMES:
+        return gguf_name
+    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
+
+
+def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
+    # GGUF lists the fastest-varying dimension first.
+    return tuple(int(size) for size in reversed(tensor.shape))
+
+
+def _unpermuted(rows: np.ndarray, num_heads: int) -> np.ndarray:
+    # GGUF rotates neighbouring rows of a head, Hugging Face rows half a head apart.
+    # For one head of 6 rows:  in: 0 3 1 4 2 5   out: 0 1 2 3 4 5
+    # Rows are quantised one by one, so their bytes may be moved.
+    pairs = rows.reshape(num_heads, -1, 2, rows.shape[-1])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _dequantized(path: Path, tensor: ReaderTensor, rows: np.ndarray) -> np.ndarray:
+    kind = tensor.tensor_type
+    block_values, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+    values = np.empty(tensor.n_elements, np.float32)
+    blocks = max(1, _CHUNK_VALUES // block_values)
+    try:
+        for first in range(0, tensor.n_elements // block_values, blocks):
+            chunk = data[first * block_bytes : (first + blocks) * block_bytes]
+            start, stop = first * block_values, (first + blocks) * block_values
+            values[start:stop] = gguf.quants.dequantize(chunk, kind)
+    except NotImplementedError as error:
+        raise DeftError(
+            f"{path}: tensor {tensor.name} has type {kind.name}; supported: F32, F16,"
+            " BF16 and the quantisations that the gguf package can undo"
+        ) from error
+    return values.reshape(_shape(tensor))
+
+
+def _rope_factors(
+    path: Path, tensors: Mapping[str, ReaderTensor]
+) -> tuple[float, ...] | None:
+    tensor = tensors.get(_ROPE_FACTORS)
+    if tensor is None:
+        return None
+    return tuple(_dequantized(path, tensor, tensor.data).reshape(-1).tolist())

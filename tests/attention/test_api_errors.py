@@ -1,0 +1,146 @@
+"""What the op refuses, whichever implementation is asked for."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deft_jax.attention.api import tree_attention
+from deft_jax.attention.grouping import group
+from deft_jax.attention.implementations import IMPLEMENTATIONS
+from deft_jax.tree.appending import append
+from deft_jax.tree.state import Tree
+
+Q, PAGES = (2, 4, 8), (3, 2, 4, 8)
+"""Shapes that fit each other: Q, H, D and M, K, P, D."""
+
+
+@jax.jit
+def idle_grouping():
+    """The grouping of two idle rows over three pages of four tokens."""
+    tree = Tree.create(num_nodes=2, num_pages=3, page_size=4)
+    idle = jnp.full(2, 2, jnp.int32)
+    return group(*append(tree, idle, idle))
+
+
+def refused(
+    message: str,
+    *,
+    shapes=(Q, PAGES, PAGES),
+    dtypes=("float32",) * 3,
+    implementation: str | None = None,
+    **options,
+) -> None:
+    """Asserts that the op raises a ValueError with just this message."""
+    q, k, v = map(jnp.zeros, shapes, dtypes)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        tree_attention(
+            q, k, v, idle_grouping(), implementation=implementation, **options
+        )
+
+
+NAMES = pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, None])
+
+
+@NAMES
+@pytest.mark.parametrize(
+    ("q", "pages"), [((2, 32), PAGES), (Q, (6, 4, 8)), ((1, *Q), PAGES)]
+)
+def test_ranks_of_arrays(implementation, q, pages):
+    refused(
+        "q must be [queries, heads, head_dim] and k_pages [pages, heads, page_size, "
+        f"head_dim], got {q} and {pages}",
+        shapes=(q, pages, pages),
+        implementation=implementation,
+    )
+
+
+@NAMES
+def test_keys_and_values_of_two_shapes(implementation):
+    refused(
+        "k_pages and v_pages must have one shape, got (3, 2, 4, 8) and (3, 2, 4, 9)",
+        shapes=(Q, PAGES, (3, 2, 4, 9)),
+        implementation=implementation,
+    )
+
+
+@NAMES
+@pytest.mark.parametrize(("heads", "head_dim"), [(4, 16), (3, 8), (1, 8)])
+def test_heads_that_do_not_fit_the_pages(implementation, heads, head_dim):
+    refused(
+        "q must have the pages' head_dim and a multiple of their heads (8 and 2), got "
+        f"{head_dim} and {heads}",
+        shapes=((2, heads, head_dim), PAGES, PAGES),
+        implementation=implementation,
+    )
+
+
+@NAMES
+@pytest.mark.parametrize(
+    ("num_queries", "num_pages", "page_size"), [(5, 3, 4), (2, 4, 4), (2, 3, 8)]
+)
+def test_grouping_of_another_step(implementation, num_queries, num_pages, page_size):
+    pages = (num_pages, 2, page_size, 8)
+    refused(
+        f"grouping is for 2 queries and pages of (3, 4), got {num_queries} queries and "
+        f"{(num_pages, page_size)}",
+        shapes=((num_queries, 4, 8), pages, pages),
+        implementation=implementation,
+    )
+
+
+@NAMES
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        ("bfloat16", "float32", "float32"),
+        ("float32", "float16", "float16"),
+        ("bfloat16", "bfloat16", "float32"),
+    ],
+)
+def test_mixed_dtypes(implementation, dtypes):
+    q, k, v = dtypes
+    refused(
+        f"q, k_pages and v_pages must share a dtype, got {q}, {k} and {v}",
+        dtypes=dtypes,
+        implementation=implementation,
+    )
+
+
+@NAMES
+def test_integer_dtype(implementation):
+    refused(
+        "q must be of a floating dtype, got int32",
+        dtypes=("int32",) * 3,
+        implementation=implementation,
+    )
+
+
+@NAMES
+@pytest.mark.parametrize("window", [0, -3])
+def test_window_without_tokens(implementation, window):
+    refused(
+        f"window must be at least 1 token, got {window}",
+        window=window,
+        implementation=implementation,
+    )
+
+
+@NAMES
+@pytest.mark.parametrize("soft_cap", [0.0, -1.0, float("nan")])
+def test_soft_cap_that_bounds_nothing(implementation, soft_cap):
+    refused(
+        f"soft_cap must be above 0, got {soft_cap}",
+        soft_cap=soft_cap,
+        implementation=implementation,
+    )
+
+
+@pytest.mark.parametrize("name", ["triton", "XLA", ""])
+def test_unknown_implementation(name):
+    refused(
+        f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, "
+        f"got {name!r}",
+        implementation=name,
+    )

@@ -1,0 +1,199 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deft_jax.sampling.draw import sample
+from deft_jax.sampling.params import Sampling, rows_for
+
+
+def device_rows(requests, bias_capacity=4):
+    return jax.tree.map(jnp.asarray, rows_for(requests, bias_capacity))
+
+
+def draw(logits, requests, stream=None, position=None, seen=None):
+    """Samples one token per row; streams and positions count up from 0 by default."""
+    num_rows = len(logits)
+    stream = np.arange(num_rows) if stream is None else stream
+    position = np.zeros(num_rows) if position is None else position
+    seen = np.zeros(np.shape(logits), bool) if seen is None else seen
+    return _jitted(
+        jnp.asarray(logits, jnp.float32),
+        device_rows(requests),
+        jnp.asarray(stream, jnp.uint32),
+        jnp.asarray(position, jnp.int32),
+        jnp.asarray(seen),
+    )
+
+
+@jax.jit
+def _jitted(logits, rows, stream, position, seen):
+    return sample(logits, rows, stream, position, lambda: seen)
+
+
+def gaussian(num_rows, vocab_size, scale=3.0):
+    rng = np.random.default_rng(0)
+    return rng.normal(scale=scale, size=(num_rows, vocab_size)).astype(np.float32)
+
+
+MIXED = [
+    Sampling(temperature=0.0),
+    Sampling(seed=5),
+    Sampling(top_k=3, seed=5),
+    Sampling(top_p=0.7, temperature=1.7),
+    Sampling(top_p=0.999, min_p=0.001),
+    Sampling(logit_bias={5: 3.0, 699: -100.0}),
+    Sampling(repetition_penalty=1.3, temperature=3.0),
+    None,
+]
+
+
+def test_a_row_does_not_depend_on_the_others():
+    order = np.random.default_rng(1).permutation(16)
+    logits, requests = gaussian(16, 700), MIXED * 2
+    seen = logits > 2
+    stream, position = np.arange(16) * 7, np.arange(16) + 100
+    together = draw(logits, requests, stream, position, seen)
+    permuted = draw(
+        logits[order],
+        [requests[row] for row in order],
+        stream[order],
+        position[order],
+        seen[order],
+    )
+    np.testing.assert_array_equal(together.token[order], permuted.token)
+    for row in range(16):
+        one = slice(row, row + 1)
+        alone = draw(logits[one], requests[one], stream[one], position[one], seen[one])
+        assert alone.token[0] == together.token[row]
+
+
+def test_seed_stream_and_position_each_change_the_draws():
+    logits = np.zeros((64, 1000))
+    count, zero = np.arange(64), np.zeros(64)
+    draws = [
+        draw(logits, [Sampling(seed=seed)] * 64, stream, position).token
+        for seed, stream, position in [
+            (0, zero, count),
+            (1, zero, count),
+            (0, zero + 1, count),
+            (0, count, zero),
+        ]
+    ]
+    for index, tokens in enumerate(draws):
+        assert len(set(tokens.tolist())) > 50
+        for other in draws[:index]:
+            assert np.mean(np.asarray(tokens) == np.asarray(other)) < 0.1
+
+
+def test_greedy_rows_take_the_first_maximum_beside_random_rows():
+    logits = gaussian(4, 700)
+    logits[0, [300, 650]] = 100.0
+    requests = [Sampling(temperature=0.0), Sampling(), Sampling(temperature=0.0), None]
+    tokens = draw(logits, requests).token
+    expected = logits.argmax(axis=1)
+    assert tokens[0] == 300
+    np.testing.assert_array_equal(np.asarray(tokens)[[0, 2, 3]], expected[[0, 2, 3]])
+
+
+def test_top_k_of_one_is_greedy_whatever_the_ties():
+    logits = gaussian(8, 700).round(0)
+    tokens = draw(logits, [Sampling(top_k=1)] * 8).token
+    np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
+
+
+def test_logprob_is_of_the_logits_before_any_change():
+    logits = gaussian(8, 700)
+    requests = [Sampling(temperature=0.3, top_k=4, logit_bias={9: 100.0})] * 8
+    sampled = draw(logits, requests)
+    exact = logits.astype(np.float64)
+    exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    np.testing.assert_array_equal(sampled.token, [9] * 8)
+    np.testing.assert_allclose(sampled.logprob, exact[:, 9], rtol=1e-5)
+
+
+def test_repetition_penalty_weakens_seen_tokens():
+    logits = [[2.0, 1.5, -1.0], [-1.0, -1.1, -9.0], [2.0, 1.5, -1.0]]
+    seen = np.array([[True, False, False], [True, False, False], [True, False, False]])
+    strong, none = Sampling(temperature=0.0, repetition_penalty=1.5), None
+    tokens = draw(logits, [strong, strong, none], seen=seen).token
+    np.testing.assert_array_equal(tokens, [1, 1, 0])
+
+
+def test_seen_tokens_are_computed_only_when_needed():
+    calls = []
+
+    def seen():
+        jax.debug.callback(lambda: calls.append(1))
+        return jnp.zeros((1, 5), bool)
+
+    @jax.jit
+    def run(rows):
+        zero = jnp.zeros(1, jnp.int32)
+        return sample(jnp.zeros((1, 5)), rows, zero.astype(jnp.uint32), zero, seen)
+
+    for penalty, expected in [(1.0, 0), (2.0, 1)]:
+        jax.block_until_ready(run(device_rows([Sampling(repetition_penalty=penalty)])))
+        jax.effects_barrier()
+        assert len(calls) == expected
+
+
+def test_bias_bans_and_forces_tokens():
+    ban = Sampling(logit_bias={0: -100.0, 1: -100.0, 2: -100.0})
+    force = Sampling(logit_bias={699: 100.0})
+    logits = np.zeros((64, 700))
+    logits[:, :4] = 10.0
+    tokens = np.asarray(draw(logits, [ban, force] * 32).token)
+    assert set(tokens[::2].tolist()).isdisjoint({0, 1, 2}) and 3 in tokens[::2]
+    assert set(tokens[1::2].tolist()) == {699}
+
+
+def test_one_trace_serves_all_settings():
+    traces = []
+
+    @jax.jit
+    def run(rows):
+        traces.append(1)
+        zero = jnp.zeros(len(MIXED), jnp.int32)
+        logits = jnp.zeros((len(MIXED), 300))
+        return sample(logits, rows, zero.astype(jnp.uint32), zero, lambda: logits > 0)
+
+    for requests in ([None] * len(MIXED), MIXED, MIXED[::-1]):
+        run(device_rows(requests))
+    assert len(traces) == 1
+
+
+extreme = st.sampled_from(
+    [-np.inf, np.inf, np.nan, 3.4e38, -3.4e38, 1e-45, -1e-45, 0.0, -0.0, 1.0, 80.0]
+)
+extreme_requests = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 1e-45, 1e-30, 1.0, 3e38]),
+    top_k=st.sampled_from([0, 1, 3, 269]),
+    top_p=st.sampled_from([1e-37, 0.5, 0.99999994, 1.0]),
+    min_p=st.sampled_from([0.0, 0.5, 1.0]),
+    repetition_penalty=st.sampled_from([1e-37, 1.0, 1e38]),
+)
+
+
+@given(
+    st.lists(extreme, min_size=6, max_size=6),
+    st.lists(extreme_requests, min_size=3, max_size=3),
+    st.integers(0, 1000),
+)
+def test_extreme_logits_never_pick_a_masked_token(values, requests, position):
+    logits = np.full((3, 270), -np.inf, np.float32)
+    logits[:, [0, 1, 100, 255, 256, 269]] = values
+    tokens = np.asarray(draw(logits, requests, position=[position] * 3).token)
+    chosen = logits[np.arange(3), tokens]
+    possible = np.any(logits > -np.inf)
+    assert np.all(chosen > -np.inf) if possible else np.all(tokens == 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_row_without_a_finite_logit_gives_token_0(value):
+    sampled = draw(np.full((len(MIXED), 300), value), MIXED)
+    np.testing.assert_array_equal(sampled.token, 0)
+    assert np.all(np.isnan(sampled.logprob))

@@ -1,5 +1,0 @@
-"""Attention heads of real models, one name for tests and benchmarks."""
-
-from deft_jax.attention_heads import HEADS, Heads
-
-__all__ = ["HEADS", "Heads"]

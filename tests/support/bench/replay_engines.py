@@ -1,0 +1,45 @@
+"""Engines for tests of the replays: short of pages or nodes, or watched."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from deft_jax.capacity import Capacity
+from deft_jax.engine.engine import Engine
+from deft_jax.runtime.state import DecodeState
+from deft_jax.strategies.protocol import Planner
+from deft_jax.tree.state import replace
+from tests.support.tiny_model import AsciiTokenizer, tiny_model
+
+
+class TightEngine(Engine):
+    """Fewer free pages and nodes than its capacity, which compiles nothing new."""
+
+    def __init__(self, capacity: Capacity, *, pages: int, nodes: int):
+        super().__init__(tiny_model(), AsciiTokenizer(), capacity=capacity)
+        self.free = {"num_free_pages": pages, "num_free_nodes": nodes}
+
+    def _empty_state(self, capacity: Capacity) -> DecodeState:
+        state = super()._empty_state(capacity)
+        free = {name: jnp.int32(count) for name, count in self.free.items()}
+        return dataclasses.replace(state, tree=replace(state.tree, **free))
+
+
+class WatchedEngine(Engine):
+    """Keeps a copy of the state after each prefill and each burst of decode steps."""
+
+    def __init__(self, capacity: Capacity):
+        super().__init__(tiny_model(), AsciiTokenizer(), capacity=capacity)
+        self.prefills: list[DecodeState] = []
+        self.bursts: list[DecodeState] = []
+
+    def prefill(self, chunk) -> DecodeState:
+        state = super().prefill(chunk)
+        self.prefills.append(jax.device_get(state))
+        return state
+
+    def decode(self, table, cut, max_steps: int, planner: Planner) -> DecodeState:
+        state = super().decode(table, cut, max_steps, planner)
+        self.bursts.append(jax.device_get(state))
+        return state

@@ -1,0 +1,81 @@
+"""Small checkpoints that `load_model` takes: tokenizer, scaled RoPE, mild weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from deft_jax.models.config.config import LlamaConfig
+from tests.support.models.synthetic_checkpoints import (
+    add_weights,
+    finish,
+    gguf_writer,
+    write_folder,
+)
+
+Weights = dict[str, np.ndarray]
+
+
+def mild_weights(config: LlamaConfig, seed: int = 0) -> Weights:
+    """Float32 weights that keep activations near 1 and attention far from uniform."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in config.expected_tensors().items():
+        noise = rng.normal(size=shape)
+        if len(shape) == 1:
+            weight = 1 + 0.2 * noise
+        elif "embed_tokens" in name:
+            weight = noise / 4
+        else:
+            weight = noise / np.sqrt(shape[1])
+        if "q_proj" in name or "k_proj" in name:
+            weight = 2 * weight
+        weights[name] = weight.astype(np.float32)
+    return weights
+
+
+def write_loadable_folder(
+    folder: Path,
+    config: LlamaConfig,
+    weights: Weights,
+    *,
+    num_shards: int = 1,
+    rope_scaling: Mapping[str, Any] | None = None,
+) -> Path:
+    """A folder with tokenizer.json, and `rope_scaling` in its config.json."""
+    write_folder(folder, config, weights, num_shards)
+    path = folder / "config.json"
+    values = json.loads(path.read_text()) | {"rope_scaling": rope_scaling}
+    path.write_text(json.dumps(values))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: token for token, piece in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def write_loadable_gguf(
+    path: Path,
+    config: LlamaConfig,
+    weights: Weights,
+    *,
+    linear_factor: float | None = None,
+    rope_factors: np.ndarray | None = None,
+) -> Path:
+    """A GGUF file with a tokenizer, and RoPE scaled by a number or by a tensor."""
+    writer = gguf_writer(path, config)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_scores([0.0] * config.vocab_size)
+    if linear_factor is not None:
+        writer.add_string("llama.rope.scaling.type", "linear")
+        writer.add_float32("llama.rope.scaling.factor", linear_factor)
+    add_weights(writer, config, weights)
+    if rope_factors is not None:
+        writer.add_tensor("rope_freqs.weight", rope_factors.astype(np.float32))
+    finish(writer)
+    return path

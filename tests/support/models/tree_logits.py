@@ -1,0 +1,43 @@
+"""A Llama over one sequence, through the tree, its pages and the op."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deft_jax.kv.pool import create_pool
+from deft_jax.models.families.llama import Llama
+from deft_jax.runtime.attention_method import TreeMethod
+from deft_jax.runtime.forward import forward
+from deft_jax.tree.appending import append
+from deft_jax.tree.state import NO_NODE, Tree, branch
+
+NODES, PAGES, PAGE_SIZE = 2, 8, 6
+
+
+@jax.jit
+def _step(model, tree, pool, node, token):
+    tree, slots = append(tree, node, token)
+    hidden, pool, _ = forward(model, tree, pool, slots, token, TreeMethod())
+    return tree, pool, model.logits(hidden)
+
+
+def tree_logits(
+    model: Llama, tokens: Sequence[int] | np.ndarray, *, chunk: int
+) -> jax.Array:
+    """[T, V] float32 logits of the one node of a tree, fed `chunk` tokens at a time."""
+    config = model.config
+    tree = Tree.create(NODES, PAGES, PAGE_SIZE)
+    kv_shape = PAGES, config.num_kv_heads, PAGE_SIZE, config.head_dim
+    pool = create_pool(config.num_layers, *kv_shape, model.dtype)
+    tree, root = branch(tree, jnp.array([NO_NODE]), jnp.array([True]))
+    logits = []
+    for first in range(0, len(tokens), chunk):
+        part = jnp.asarray(tokens[first : first + chunk], jnp.int32)
+        idle = 0, chunk - len(part)
+        node = jnp.pad(jnp.repeat(root, len(part)), idle, constant_values=NODES)
+        tree, pool, step = _step(model, tree, pool, node, jnp.pad(part, idle))
+        logits.append(step[: len(part)])
+    assert tree.overflow == 0
+    return jnp.concatenate(logits)

@@ -1,0 +1,5 @@
+"""Attention heads of real models, one name for tests and benchmarks."""
+
+from deft_jax.attention.heads import HEADS, Heads
+
+__all__ = ["HEADS", "Heads"]

@@ -1,0 +1,49 @@
+"""What the example strategies share."""
+
+import dataclasses
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+
+from deft_jax.results.generation_tree import GenerationTree
+from deft_jax.strategies.protocol import View
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A strategy that is its own planner and leaves the result as it is."""
+
+    @property
+    def planner(self) -> Self:
+        return self
+
+    @property
+    def draft_depth(self) -> int:
+        return 1
+
+    def conclude(self, tree: GenerationTree) -> GenerationTree:
+        return tree
+
+
+def is_live(view: View) -> jax.Array:
+    """[B] bool, rows that hold a token."""
+    return view.node < view.tree.num_nodes
+
+
+def is_fresh(view: View) -> jax.Array:
+    """[B] bool, rows at the root of a prompt that was just read."""
+    return is_live(view) & (view.generated == 0)
+
+
+def seat(seats: jax.Array, view: View) -> jax.Array:
+    """[R, S] int32: rows of each request slot, noted while they are fresh."""
+    request = jnp.where(is_fresh(view), view.request, seats.shape[0])
+    place = view.stream.astype(jnp.int32)
+    rows = jnp.arange(view.node.shape[0], dtype=jnp.int32)
+    return seats.at[request, place].set(rows, mode="drop")
+
+
+def put(default: jax.Array, row: jax.Array, value: jax.Array) -> jax.Array:
+    """`default` [B] with values [...] at rows [...]; row B is dropped."""
+    return default.at[row].set(value.astype(default.dtype), mode="drop")

@@ -1,0 +1,249 @@
+"""Random operations on a forest, each compared in full with a model on the host."""
+
+from collections import Counter
+from itertools import count
+
+import jax
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from deft_jax.tree import pruning
+from deft_jax.tree import state as tree_module
+from deft_jax.tree.appending import append
+from deft_jax.tree.state import NO_NODE, OUT_OF_NODES, OUT_OF_PAGES, Tree, replace
+from tests.support.host_tree import HostTree
+from tests.support.tree_invariants import assert_same, check
+
+# Nodes, pages, tokens per page. Small, so that both run out.
+CAPACITIES = [(20, 20, 1), (24, 9, 4), (16, 5, 16)]
+BRANCH_ROWS, APPEND_ROWS, TIPS, PRUNED = 5, 24, 3, 3
+
+traces: Counter = Counter()
+
+
+def compiled(operation):
+    """A jitted operation that counts its traces for each capacity."""
+
+    def counted(tree, *arguments):
+        traces[operation, tree.parent.shape, tree.slot_node.shape] += 1
+        return operation(tree, *arguments)
+
+    return jax.jit(counted)
+
+
+def any_of(nodes):
+    """A strategy for one of the nodes."""
+    return st.sampled_from(sorted(nodes))
+
+
+def up_to(most, nodes, key=None):
+    """A strategy for one node or several, all different under `key`."""
+    key = key or (lambda node: node)
+    return st.lists(any_of(nodes), min_size=1, max_size=most, unique_by=key)
+
+
+branch = compiled(tree_module.branch)
+grow = compiled(append)
+prune = compiled(pruning.prune)
+accept = compiled(pruning.accept)
+accept_and_prune = compiled(pruning.accept_and_prune)
+
+
+class ForestMachine(RuleBasedStateMachine):
+    """Grows, prunes and accepts at random; the model does the same by walking."""
+
+    @initialize(
+        capacity=st.sampled_from(CAPACITIES),
+        prompts=st.lists(st.integers(0, 8), min_size=1, max_size=3),
+    )
+    def create(self, capacity, prompts):
+        """A forest of prompts, some of them empty yet."""
+        self.tree = Tree.create(*capacity)
+        self.model = HostTree()
+        self.token = count(1)
+        roots = self._branch([(NO_NODE, True, False)] * len(prompts))
+        lengths = zip(roots, prompts, strict=True)
+        self._append([root for root, length in lengths for _ in range(length)])
+
+    def is_not_empty(self):
+        """There is a node to do something with."""
+        return bool(self.model.nodes)
+
+    def has_grown(self):
+        """Pruning does not mostly leave nothing."""
+        return len(self.model.nodes) > PRUNED
+
+    def has_drafts(self):
+        """There is something to accept or to reject."""
+        return bool(self.model.drafts())
+
+    def has_free_nodes(self):
+        """One at least; a branch may want more."""
+        return len(self.model.nodes) < self.tree.num_nodes
+
+    def has_free_pages(self):
+        """One at least; an append may want more."""
+        return len(self.model.page_owners()) < self.tree.num_pages
+
+    @precondition(has_free_nodes)
+    @rule(data=st.data())
+    def branch(self, data):
+        """Branches from several nodes at once; some rows take no part."""
+        parent = any_of([NO_NODE, *self.model.nodes])
+        row = st.tuples(parent, st.just(True), st.booleans())
+        anything = st.integers(NO_NODE, self.tree.num_nodes)
+        idle = st.tuples(anything, st.just(False), st.booleans())
+        rows = st.lists(row | row | idle, min_size=1, max_size=BRANCH_ROWS)
+        self._branch(data.draw(rows, label="parent, mask, draft"))
+
+    def _branch(self, rows):
+        """Adds a child for each (parent, mask, draft); returns the new nodes."""
+        rows = rows + [(0, False, False)] * (BRANCH_ROWS - len(rows))
+        parent, mask, draft = (np.array(column) for column in zip(*rows, strict=True))
+        before = self.tree
+        self.tree, nodes = branch(before, parent.astype(np.int32), mask, draft)
+        nodes = nodes.tolist()
+        if mask.sum() > before.num_nodes - len(self.model.nodes):
+            assert nodes == [before.num_nodes] * BRANCH_ROWS
+            return self._refused(before, OUT_OF_NODES)
+        for node, (above, valid, is_draft) in zip(nodes, rows, strict=True):
+            if valid:
+                self.model.branch(node, None if above < 0 else above, is_draft)
+            else:
+                assert node == before.num_nodes
+        return [node for node in nodes if node < before.num_nodes]
+
+    def _refused(self, before, bit):
+        """Asserts that nothing changed but one bit of `overflow`, and clears it."""
+        assert_same(self.tree, replace(before, overflow=before.overflow | bit))
+        self.tree = before
+        return []
+
+    def _childless(self):
+        return [x for x, node in self.model.nodes.items() if not node.children]
+
+    @precondition(is_not_empty)
+    @precondition(has_free_pages)
+    @rule(data=st.data(), interleave=st.booleans())
+    def append(self, data, interleave):
+        """Appends runs of tokens to several nodes, with idle rows between them."""
+        size = self.tree.page_size
+        node = st.sampled_from([*self._childless(), self.tree.num_nodes])
+        length = st.sampled_from([1, 1, 2, 3, size - 1, size, size + 1, 2 * size])
+        runs = data.draw(st.lists(st.tuples(node, length), min_size=1, max_size=5))
+        rows = [(index, node) for node, length in runs for index in range(length)]
+        if interleave:
+            rows.sort(key=lambda row: row[0])
+        self._append([node for _, node in rows][:APPEND_ROWS])
+
+    def _append(self, nodes):
+        """Appends a fresh token to each node; returns false if pages ran out."""
+        before, free = self.tree, self.tree.num_nodes
+        rows = nodes + [free] * (APPEND_ROWS - len(nodes))
+        tokens = [next(self.token) for _ in rows]
+        self.tree, slots = grow(before, *np.array([rows, tokens], np.int32))
+        live = [node for node in rows if node < free]
+        needed = self.model.pages_needed(live, before.page_size)
+        fits = needed <= before.num_pages - len(self.model.page_owners())
+        if fits:
+            assert self.tree.num_free_pages == before.num_free_pages - needed
+        else:
+            self._refused(before, OUT_OF_PAGES)
+        self._record(rows if fits else [free] * APPEND_ROWS, tokens, slots)
+        return fits
+
+    def _record(self, rows, tokens, slots):
+        """Asserts that each row has a slot or is idle, and tells the model."""
+        columns = slots.node, slots.page, slots.slot, slots.position
+        places = np.stack(columns, axis=1).tolist()
+        idle = [self.tree.num_nodes, self.tree.num_pages, 0, 0]
+        for row, token, place in zip(rows, tokens, places, strict=True):
+            if row < self.tree.num_nodes:
+                node, page, slot, position = place
+                assert node == row
+                assert position == self.model.append(row, token, (page, slot))
+            else:
+                assert place == idle
+
+    @precondition(is_not_empty)
+    @precondition(has_free_nodes)
+    @precondition(has_free_pages)
+    @rule(data=st.data(), widths=st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    def draft(self, data, widths):
+        """Drafts a tree below a node, a level of one-token nodes at a time."""
+        level = [data.draw(any_of(self._childless()), label="trunk")]
+        for width in widths:
+            parents = st.lists(any_of(level), min_size=width, max_size=width)
+            level = self._branch([(x, True, True) for x in data.draw(parents)])
+            if not level or not self._append(level):
+                break
+
+    @precondition(has_drafts)
+    @rule(data=st.data())
+    def accept(self, data):
+        """Accepts draft paths of several trunks at once, some of them empty; prunes in
+        the same pass or not."""
+        drafted = {self.model.trunk(x) for x in self.model.drafts()}
+        allowed = filter(self.model.may_accept, self.model.nodes)
+        tips = [x for x in allowed if self.model.trunk(x) in drafted]
+        tips = data.draw(up_to(TIPS, tips, key=self.model.trunk), label="tips")
+        idle = [NO_NODE] * (TIPS - len(tips))
+        tip = np.array(idle + tips, np.int32)
+        doomed, keep = [], []
+        if data.draw(st.booleans(), label="prune, too"):
+            doomed, keep = self._draw_doomed(data)
+            marks = self._marks(doomed, keep)
+            both = prune(accept(self.tree, tip), *marks)
+            self.tree = accept_and_prune(self.tree, tip, *marks)
+            assert_same(self.tree, both)
+        else:
+            self.tree = accept(self.tree, tip)
+        for each in tips:
+            self.model.accept(each)
+        self.model.prune(doomed, keep)
+
+    @precondition(has_grown)
+    @rule(data=st.data())
+    def prune(self, data):
+        """Prunes several nodes at once, which may lie below each other, and keeps
+        ancestors of some."""
+        doomed, keep = self._draw_doomed(data)
+        self.tree = prune(self.tree, *self._marks(doomed, keep))
+        self.model.prune(doomed, keep)
+
+    def _draw_doomed(self, data):
+        """Nodes to drop, and nodes to keep."""
+        doomed = data.draw(up_to(PRUNED, self.model.nodes), label="doomed")
+        keep = data.draw(st.just([]) | up_to(PRUNED, self.model.nodes), label="keep")
+        return doomed, keep
+
+    def _marks(self, *nodes):
+        """[N] bool for each list of nodes."""
+        return [np.isin(np.arange(self.tree.num_nodes), each) for each in nodes]
+
+    @invariant()
+    def is_as_the_model(self):
+        """Nodes, depth-first numbers, tokens, slots, pages and free lists."""
+        if hasattr(self, "tree"):
+            check(self.tree, self.model)
+            assert self.tree.overflow == 0
+
+    def teardown(self):
+        """Every operation was traced once for each capacity, whatever the tree."""
+        assert set(traces.values()) <= {1}
+
+
+TestPageAccounting = ForestMachine.TestCase
+TestPageAccounting.settings = settings(
+    max_examples=100,
+    stateful_step_count=40,
+    suppress_health_check=[HealthCheck.too_slow],
+)
