@@ -1,0 +1,1 @@
+"""Benchmarks: `deft-jax bench`, and the scripts behind the published figures."""

@@ -56,7 +56,7 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def bench_decoding(options: argparse.Namespace) -> int:
-    """Decodes every tree with every method; returns 1 if a run failed.
+    """Decode every tree with every method; return 1 if a run failed.
 
     The JSON is written after each run: what Ctrl-C leaves is kept.
     """
@@ -112,7 +112,7 @@ def choose_profiled(workloads: list[Workload]) -> list[bool]:
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs between runs, and those with their scopes on a GPU.
+    """Keep compiled programs between runs, and those with their scopes on a GPU.
 
     Programs that differ in scopes alone are one to JAX's cache, which would give kernel
     times to the scopes of an older program.

@@ -6,7 +6,7 @@ from deft_jax.errors import DeftError
 
 
 def require(*modules: str) -> None:
-    """Checks that modules of the extra `bench` can be imported.
+    """Check that modules of the extra `bench` can be imported.
 
     Raises:
         DeftError: one cannot; the message says what to install.

@@ -6,18 +6,16 @@ from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
 from deft_jax.errors import CapacityError, DeftError
 from deft_jax.kv.pool import LayerKV, create_pool, write
-from deft_jax.results.generation_tree import (
-    GenerationTree,
-    Status,
-    TokenEvent,
-    TreeNode,
-)
+from deft_jax.results.counters import Status
+from deft_jax.results.generation_tree import GenerationTree
+from deft_jax.results.tree_node import TokenEvent, TreeNode
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN, SelfConsistency
 from deft_jax.strategies.protocol import Plan, Strategy, View
 from deft_jax.tree.appending import Slots, append
+from deft_jax.tree.branching import branch
 from deft_jax.tree.pruning import accept, prune
-from deft_jax.tree.state import NO_NODE, Tree, branch
+from deft_jax.tree.state import NO_NODE, Tree
 
 __all__ = [
     "NO_NODE",

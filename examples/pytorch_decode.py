@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from deft_jax.attention.device import num_multiprocessors
 from deft_jax.attention.grouping import group_arrays
 from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.implementations import num_multiprocessors
-from deft_jax.attention.kernel_inputs import prepare
-from deft_jax.attention.xla import Logits
+from deft_jax.attention.schedule import prepare
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
     grouped_partial_attention,
 )
@@ -125,7 +125,7 @@ def branch_attention(q, k_pages, v_pages, pages, branch: int):
 
 
 def main() -> None:
-    """Runs one step of attention and compares it with PyTorch's, branch by branch."""
+    """Run one step of attention and compares it with PyTorch's, branch by branch."""
     pages, arrays = page_table()
     num_pages = pages[-1][-1] + 1
     shapes = (BRANCHES, HEADS, HEAD_DIM), (num_pages, KV_HEADS, PAGE_SIZE, HEAD_DIM)
@@ -135,7 +135,7 @@ def main() -> None:
         for shape in (shapes[0], shapes[1], shapes[1])
     )
     q_shape, k_shape = (jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes)
-    logits = Logits(scale=HEAD_DIM**-0.5, window=None, soft_cap=None)
+    logits = AttentionSpec(scale=HEAD_DIM**-0.5, window=None, soft_cap=None)
     spec = make_spec(q_shape, k_shape, logits, num_workers=num_multiprocessors())
     step = jax.jit(lambda *arrays: prepare(group_arrays(*arrays), spec))
 

@@ -21,7 +21,7 @@ def load_model(
     dtype: jnp.dtype | str = jnp.float32,
     progress: Progress | None = None,
 ) -> tuple[Llama, Tokenizer]:
-    """Loads a checkpoint, a few memory-mapped tensors at a time.
+    """Load a checkpoint, a few memory-mapped tensors at a time.
 
     Args:
         source: what `open_checkpoint` accepts: a known name, a GGUF file, a folder of

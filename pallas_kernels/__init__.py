@@ -1,0 +1,1 @@
+"""GPU kernels, one folder per op; they import nothing of the rest."""

@@ -25,7 +25,7 @@ DEADLINE_S = 300
 
 
 def main() -> int:
-    """Returns 1 if a command fails or writes less than it should."""
+    """Return 1 if a command fails or writes less than it should."""
     root = Path(sys.argv[1])
     assert sorted(sum(RUNS.values(), ())) == sorted(METHODS)
     begin = time.monotonic()
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def check(workload: str, methods: tuple[str, ...], folder: Path, left_s: float):
-    """Yields what is wrong with one command and its report."""
+    """Yield what is wrong with one command and its report."""
     command = Path(sys.executable).with_name("deft-jax")
     arguments = ["bench", workload, "--quick", "--methods", ",".join(methods)]
     try:

@@ -32,7 +32,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the steps and returns 1 if one of them failed."""
+    """Run the steps and return 1 if one of them failed."""
     steps = {"tests": check_tests, "sanitizer": check_sanitizer, "dram": check_dram}
     parser = argparse.ArgumentParser(description="checks that need a Hopper GPU")
     parser.add_argument("steps", nargs="+", choices=steps)
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_tests(jobs: int, seconds: float) -> bool:
-    """Runs the GPU tests, spread over processes."""
+    """Run the GPU tests, spread over processes."""
     listed = run([*PYTEST, "--collect-only", "-q", "tests"], seconds)
     names = [line for line in listed.splitlines() if "::" in line]
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ def check_tests(jobs: int, seconds: float) -> bool:
 
 
 def start_tests(names: Sequence[str], path: Path) -> subprocess.Popen:
-    """Starts tests whose output goes to `path`.log."""
+    """Start tests whose output goes to `path`.log."""
     path.write_text("\n".join(names))
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     with path.with_suffix(".log").open("w") as log:
@@ -94,7 +94,7 @@ def outcomes(log: str) -> list[dict]:
 
 
 def check_sanitizer(jobs: int, seconds: float) -> bool:
-    """Looks for bad accesses and races in a case of each way to merge.
+    """Look for bad accesses and races in a case of each way to merge.
 
     A process per case: the tool was seen to crash at the second kernel of a process.
     """
@@ -121,7 +121,7 @@ def check_sanitizer(jobs: int, seconds: float) -> bool:
 
 
 def check_dram(jobs: int, seconds: float) -> bool:
-    """Counts what the kernels read from memory."""
+    """Count what the kernels read from memory."""
     del jobs
     out = RESULTS / "dram_reads_h100.json"
     command = [
@@ -154,7 +154,7 @@ def run(command: Sequence[str], seconds: float) -> str:
 
 
 def wait(process: subprocess.Popen, seconds: float) -> None:
-    """Waits for a process, and ends it when its time is over."""
+    """Wait for a process, and ends it when its time is over."""
     try:
         process.wait(max(seconds, 0.0))
     except subprocess.TimeoutExpired:
@@ -176,7 +176,7 @@ def card() -> dict:
 
 
 def write(name: str, report: dict) -> None:
-    """Writes a report of `bench/results`."""
+    """Write a report of `bench/results`."""
     (RESULTS / name).write_text(json.dumps(report, indent=1) + "\n")
 
 

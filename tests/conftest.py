@@ -31,7 +31,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Sets JAX up before any backend starts, on the CPU unless `-m gpu` is given."""
+    """Set JAX up before any backend starts, on the CPU unless `-m gpu` is given."""
     options = STRICT_RUNTIME | COMPILATION_CACHE
     if config.option.markexpr != "gpu":
         options |= {"jax_platforms": "cpu"}
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs() -> Iterator[None]:
-    """Drops compiled programs before their mappings of memory run out.
+    """Drop compiled programs before their mappings of memory run out.
 
     Every program on a CPU has some, and a process may have 65 530; LLVM crashes then.
     """

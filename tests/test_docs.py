@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_examples(name: str) -> dict:
-    """Runs the Python blocks of a page one after the other; returns their names."""
+    """Run the Python blocks of a page one after the other; return their names."""
     blocks = re.findall(
         r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S
     )

@@ -43,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZipFile]:
 
 
 def source_files() -> set[str]:
-    """Returns the files of the packages, but notes and results, as installed."""
+    """Return the files of the packages, but notes and results, as installed."""
     return {
         f"{installed}/{file.relative_to(ROOT / folder).as_posix()}"
         for folder, installed in INSTALLED_AS.items()

@@ -17,12 +17,12 @@ PACKAGES = {
 
 
 def modules(folder: str) -> list[Path]:
-    """Returns the Python files below a folder of the repository."""
+    """Return the Python files below a folder of the repository."""
     return sorted((ROOT / folder).rglob("*.py"))
 
 
 def absolute(node: ast.ImportFrom, package: str) -> str:
-    """Returns the module that `from ... import` names, as seen inside `package`."""
+    """Return the module that `from ... import` names, as seen inside `package`."""
     if not node.level:
         return node.module or ""
     parents = package.split(".")[: 1 - node.level or None]
@@ -30,7 +30,7 @@ def absolute(node: ast.ImportFrom, package: str) -> str:
 
 
 def imported_names(folder: str, file: Path) -> Iterator[str]:
-    """Yields the full dotted name of every module and attribute a file imports."""
+    """Yield the full dotted name of every module and attribute a file imports."""
     below = file.relative_to(ROOT / folder).parent.parts
     package = ".".join([PACKAGES[folder], *below])
     for node in ast.walk(ast.parse(file.read_text(), str(file))):
@@ -42,7 +42,7 @@ def imported_names(folder: str, file: Path) -> Iterator[str]:
 
 
 def importers(folder: str, forbidden: str) -> set[str]:
-    """Returns the files of a folder that import a module or what lies below it."""
+    """Return the files of a folder that import a module or what lies below it."""
     return {
         file.relative_to(ROOT).as_posix()
         for file in modules(folder)

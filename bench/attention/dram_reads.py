@@ -30,7 +30,7 @@ KERNELS = "regex:mosaic"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Counts the cases and writes them after each one."""
+    """Count the cases and writes them after each one."""
     parser = argparse.ArgumentParser(description="DRAM reads of tree attention")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--cases", default="8,16,20,21", help="numbers, as in 0,3,5")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def attend(case: Case) -> None:
-    """Runs the attention of one case once."""
+    """Run the attention of one case once."""
     programs = build(case, "mosaic_gpu", PAGE_SIZE, loop=False, check=False)
     data = programs.data(jax.random.key(0))
     prepared = programs.prepare(programs.tree, programs.slots)

@@ -37,7 +37,7 @@ from pathlib import Path
 
 import jax
 
-from deft_jax.attention.implementations import compute_capability
+from deft_jax.attention.device import compute_capability
 from deft_jax.errors import DeftError
 
 from ..gpu.ceilings import Ceilings, measure_ceilings
@@ -84,7 +84,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns 1 if a case failed."""
+    """Run the benchmark; return 1 if a case failed."""
     parser = argparse.ArgumentParser(description="tree attention benchmark")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     parser.add_argument("--cases", default="all", help="numbers, as in 0,3,5")
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_device() -> None:
-    """Checks that there is a GPU, before anything is compiled.
+    """Check that there is a GPU, before anything is compiled.
 
     Raises:
         DeftError: there is none.
@@ -133,7 +133,7 @@ def run(
     ceilings: Ceilings,
     out: Path,
 ) -> dict:
-    """Measures the cases and writes the report after each; returns it.
+    """Measures the cases and writes the report after each; return it.
 
     A case that fails has an "error" in place of times, and the others go on.
     """
@@ -245,7 +245,7 @@ def _wall_us(call: Callable[[], jax.Array]) -> float:
 
 
 def print_table(rows: Sequence[dict]) -> None:
-    """Prints the rows, and the geometric mean of the speedups."""
+    """Print the rows, and the geometric mean of the speedups."""
     print("\n" + " ".join(name.rjust(width) for name, width in COLUMNS.items()))
     for row in rows:
         print(_line(row))

@@ -40,7 +40,7 @@ MARKS = {
 
 
 def write_page(report: dict, folder: Path) -> list[Path]:
-    """Writes attention.png and report.html; returns the page, then the plot."""
+    """Write attention.png and report.html; return the page, then the plot."""
     where = f"{report['device']} · {report['dtype']}"
     measured = [row for row in report["cases"] if "error" not in row]
     plots = []

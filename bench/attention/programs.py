@@ -12,8 +12,8 @@ from jax import lax
 from deft_jax.attention import hopper as mosaic
 from deft_jax.attention.api import tree_attention
 from deft_jax.attention.grouping import Grouping, group
-from deft_jax.attention.kernel_inputs import partial_bytes, prepare
-from deft_jax.attention.xla import Logits
+from deft_jax.attention.schedule import partial_bytes, prepare
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
 
@@ -71,7 +71,7 @@ def make_steps(implementation: str, q, k_pages) -> Steps:
 
 
 def _mosaic_steps(q, k_pages) -> Steps:
-    logits = Logits(scale=q.shape[-1] ** -0.5, window=None, soft_cap=None)
+    logits = AttentionSpec(scale=q.shape[-1] ** -0.5, window=None, soft_cap=None)
     spec = mosaic.make_spec(q, k_pages, logits, num_workers=MULTIPROCESSORS)
     return Steps(
         prepare=lambda grouping: prepare(grouping, spec),
@@ -110,7 +110,7 @@ class Programs:
 def build(
     case: Case, implementation: str, page_size: int, loop: bool, check: bool = True
 ) -> Programs:
-    """Builds a case's tree and compiles what is called for it, without running it.
+    """Build a case's tree and compiles what is called for it, without running it.
 
     May be called from several threads: XLA's compiler runs in parallel.
 
@@ -164,7 +164,7 @@ def random_data(key: jax.Array, case: Case, tree: Tree) -> list[jax.Array]:
 
 
 def _attend_often(steps: Steps, tree: Tree, slots: Slots, q, k_pages, v_pages):
-    """Groups, prepares and attends LOOP_CALLS times; a result is the next one's q."""
+    """Group, prepares and attends LOOP_CALLS times; a result is the next one's q."""
 
     def call(_, q):
         # The barrier makes the tree depend on the last result too: nothing that

@@ -1,0 +1,1 @@
+"""Measuring a small model on a CPU."""

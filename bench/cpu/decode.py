@@ -62,7 +62,7 @@ class Ceilings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and prints card, ceilings, table and one JSON line."""
+    """Run the benchmark and prints card, ceilings, table and one JSON line."""
     parser = argparse.ArgumentParser(description="CPU benchmark")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="also write the JSON here")
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(repeats: int) -> dict:
-    """Measures everything; prints card, ceilings and table, and returns the report."""
+    """Measures everything; prints card, ceilings and table, and return the report."""
     begin = time.perf_counter()
     model, tokenizer = load_model(MODEL, dtype=jnp.float32)
     load_s = time.perf_counter() - begin
@@ -100,7 +100,7 @@ def run(repeats: int) -> dict:
 
 
 def measure_ceilings(model: Llama, repeats: int) -> Ceilings:
-    """Times bare products of the model's weights."""
+    """Time bare products of the model's weights."""
     layers = [_matrices(layer) for layer in model.layers]
     head = model.head[...]
     width = head.shape[0]
@@ -122,7 +122,7 @@ def measure_ceilings(model: Llama, repeats: int) -> Ceilings:
 def measure(
     engine: Engine, prompt: list[int], n: int, ceilings: Ceilings, repeats: int
 ) -> dict:
-    """Times whole calls of the engine after one that compiles; medians."""
+    """Time whole calls of the engine after one that compiles; medians."""
     sampling = Sampling(max_new_tokens=NEW_TOKENS, ignore_eos=True, seed=1)
 
     def call():

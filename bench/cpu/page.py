@@ -35,7 +35,7 @@ MEASURED, CEILING = "#D55E00", "#BBBBBB"
 
 
 def write_page(report: dict, folder: Path) -> list[Path]:
-    """Writes cpu.png and report.html; returns the page, then the plot."""
+    """Write cpu.png and report.html; return the page, then the plot."""
     where = f"{report['model']} · {report['dtype']} · {report['cores']} cores"
     plot = Plot(
         style.save(draw(report, where), folder / "cpu.png"),
@@ -67,7 +67,7 @@ def write_page(report: dict, folder: Path) -> list[Path]:
 
 
 def draw(report: dict, where: str) -> Figure:
-    """Steps and prefill rates beside their ceilings."""
+    """Step and prefill rates beside their ceilings."""
     figure, axes = style.make_figure(
         "Decoding on the CPU against its ceilings", where, panels=2, panel=(4.2, 3.2)
     )

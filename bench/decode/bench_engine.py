@@ -135,7 +135,7 @@ class BenchEngine(Engine):
 def _profile(
     burst: Burst, record: Record, call: Callable[[], DecodeState]
 ) -> DecodeState:
-    """Runs a burst and writes down the kernels that it started."""
+    """Run a burst and writes down the kernels that it started."""
     states: list[DecodeState] = []
 
     def run() -> jax.Array:

@@ -9,7 +9,8 @@ import numpy as np
 
 from deft_jax.accounting.methods import Method
 from deft_jax.errors import CapacityError, DeftError
-from deft_jax.results.generation_tree import GenerationTree, Status
+from deft_jax.results.counters import Status
+from deft_jax.results.generation_tree import GenerationTree
 
 from ..methods.choice import make_method
 from ..trees.workload import Workload
@@ -133,7 +134,7 @@ def _generate(
     bursts: int | None = None,
     on_status: Callable[[Status], None] | None = None,
 ) -> GenerationTree:
-    """Decodes the tree, or its first bursts only.
+    """Decode the tree, or its first bursts only.
 
     Raises:
         CapacityError: pages or nodes ran out.

@@ -5,9 +5,10 @@ import dataclasses
 import jax
 
 from deft_jax.accounting.methods import AttentionSizes, KernelSizes, Method
+from deft_jax.attention.device import num_multiprocessors
 from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.implementations import num_multiprocessors, pick_implementation
-from deft_jax.attention.xla import Logits
+from deft_jax.attention.implementations import pick_implementation
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.errors import DeftError
 
 from ..methods.choice import CHUNK_TOKENS
@@ -63,7 +64,7 @@ def _kernel_sizes(workload: Workload, method: Method, setting: Setting) -> Kerne
     if implementation(workload, method, setting) != "mosaic_gpu":
         return KernelSizes(chunk_tokens=CHUNK_TOKENS)
     scale = setting.model.config.head_dim**-0.5
-    logits = Logits(scale=scale, window=None, soft_cap=None)
+    logits = AttentionSpec(scale=scale, window=None, soft_cap=None)
     shapes = _shapes(workload, setting)
     spec = make_spec(*shapes, logits, num_workers=num_multiprocessors())
     return dataclasses.replace(KernelSizes.of(spec), chunk_tokens=CHUNK_TOKENS)

@@ -1,0 +1,1 @@
+"""Clocks and ceilings of GPUs."""

@@ -52,7 +52,7 @@ def measure_ceilings(
     cold_reads_mib: Sequence[int] = COLD_READS_MIB,
     matrix_size: int = MATRIX_SIZE,
 ) -> Ceilings:
-    """Times plain XLA reductions and one product; medians of `repeats` calls."""
+    """Time plain XLA reductions and one product; medians of `repeats` calls."""
     reads = _read_us(timer, repeats, read_bytes)
     form = min(reads, key=lambda name: reads[name])
     cold = {

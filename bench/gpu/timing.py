@@ -76,7 +76,7 @@ class KernelTimer:
     def measure(
         self, call: Callable[[], Any], *, repeats: int, cold: bool
     ) -> KernelTimes:
-        """Times a call after one to warm up.
+        """Time a call after one to warm up.
 
         Args:
             call: starts the same kernels each time.

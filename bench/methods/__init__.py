@@ -1,0 +1,1 @@
+"""The methods that the DeFT paper compares, in one decode loop."""

@@ -14,8 +14,9 @@ from deft_jax.accounting.methods import METHODS
 from deft_jax.attention.grouping import group
 from deft_jax.attention.hopper import attend
 from deft_jax.attention.implementations import pick_implementation
-from deft_jax.attention.kernel_inputs import prepare
-from deft_jax.attention.xla import Logits, tree_attention_xla
+from deft_jax.attention.schedule import prepare
+from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.xla import tree_attention_xla
 from deft_jax.errors import DeftError
 from deft_jax.kv.pool import LayerKV
 from deft_jax.layers.projections import Projections
@@ -85,7 +86,7 @@ class SequenceMethod(TreeMethod):
     def plan(
         self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """Lists the pages of each sequence; prompts are read as by the tree's."""
+        """List the pages of each sequence; prompts are read as by the tree's."""
         if before is None:
             return super().plan(tree, slots, pool, before)
         return StepPlan(group(tree, slots, tile_queries=1), slots, own=()), pool
@@ -97,7 +98,9 @@ class SequenceMethod(TreeMethod):
         if plan.own is None:
             return super().attend(plan, heads, layer)
         q, layer = append_pages(plan, heads, layer, self.implementation)
-        logits = Logits(scale=1 / math.sqrt(q.shape[-1]), window=None, soft_cap=None)
+        logits = AttentionSpec(
+            scale=1 / math.sqrt(q.shape[-1]), window=None, soft_cap=None
+        )
         with jax.named_scope("attention"):
             if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
                 spec = sequence_spec(q, layer.k, logits)

@@ -10,15 +10,15 @@ from jax import lax
 from deft_jax.attention.grouping import Grouping, group, group_arrays
 from deft_jax.attention.hopper import attend
 from deft_jax.attention.implementations import pick_implementation
-from deft_jax.attention.kernel_inputs import prepare, tiling_of
 from deft_jax.attention.schedule import (
     Schedule,
-    Tiling,
     describe_tiles,
     even_cut,
+    prepare,
     share,
+    tiling_of,
 )
-from deft_jax.attention.xla import Logits
+from deft_jax.attention.spec import AttentionSpec, Tiling
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.kv import pool as kv_pool
@@ -93,7 +93,7 @@ class DuplicatedMethod:
     def plan(
         self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """Copies the caches that branches begin with, and finds all rows' places."""
+        """Copy the caches that branches begin with, and finds all rows' places."""
         pages = self._pages(tree.page_size)
         grouping = group(tree, slots)
         if before is None:
@@ -114,7 +114,9 @@ class DuplicatedMethod:
             q, layer = heads.append(layer, own.page, own.slot, self.implementation)
         with jax.named_scope("attention"):
             if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
-                logits = Logits(1 / math.sqrt(q.shape[2]), window=None, soft_cap=None)
+                logits = AttentionSpec(
+                    1 / math.sqrt(q.shape[2]), window=None, soft_cap=None
+                )
                 spec = sequence_spec(q, layer.k, logits)
                 args = own, plan.grouping, layer.k.shape[0], tiling_of(spec)
                 with jax.named_scope("grouping"):
@@ -183,7 +185,7 @@ def find_sources(tree: Tree, slots: Slots, before: jax.Array) -> jax.Array:
 
 
 def copy_caches(source: jax.Array, pool: Pool, pages: int) -> Pool:
-    """Copies caches one by one, each when no other row has to read it any more.
+    """Copy caches one by one, each when no other row has to read it any more.
 
     Where all that is left are circles, one cache of a circle is put by in the last one.
 

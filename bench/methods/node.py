@@ -7,24 +7,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deft_jax.attention.device import num_multiprocessors
 from deft_jax.attention.grouping import Grouping, WorkList
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.implementations import num_multiprocessors, pick_implementation
-from deft_jax.attention.kernel_inputs import prepare, tiling_of
+from deft_jax.attention.implementations import pick_implementation
 from deft_jax.attention.schedule import (
-    BOTH,
-    NUM_CLASSES,
-    WHOLE,
     Cut,
     Schedule,
-    Tiling,
-    classify,
     cut_at,
     describe_tiles,
     even_cut,
+    prepare,
     share,
+    tiling_of,
 )
-from deft_jax.attention.xla import BLOCK_TOKENS, Logits, tree_attention_xla
+from deft_jax.attention.spec import AttentionSpec, Tiling
+from deft_jax.attention.units import BOTH, NUM_CLASSES, WHOLE, classify
+from deft_jax.attention.xla import BLOCK_TOKENS, tree_attention_xla
 from deft_jax.capacity import Capacity
 from deft_jax.kv.pool import LayerKV
 from deft_jax.layers.projections import Projections
@@ -60,7 +59,7 @@ class NodeMethod(TreeMethod):
     def plan(
         self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """Groups the queries and keeps the tree, which says whose each slot is."""
+        """Group the queries and keeps the tree, which says whose each slot is."""
         # What idle rows write must miss the page that nobody sees, too.
         live = slots.page < tree.num_pages
         page = jnp.where(live, slots.page, tree.num_pages + 1)
@@ -73,7 +72,9 @@ class NodeMethod(TreeMethod):
     ) -> tuple[jax.Array, LayerKV]:
         """Attention, node by node."""
         q, layer = append_pages(plan, heads, layer, self.implementation)
-        logits = Logits(scale=1 / math.sqrt(q.shape[-1]), window=None, soft_cap=None)
+        logits = AttentionSpec(
+            scale=1 / math.sqrt(q.shape[-1]), window=None, soft_cap=None
+        )
         number = slot_numbers(plan.own)
         with jax.named_scope("attention"):
             if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":

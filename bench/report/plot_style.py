@@ -186,6 +186,6 @@ def _tick(value: float) -> str:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a figure as PNG."""
+    """Write a figure as PNG."""
     figure.savefig(path, dpi=DPI)
     return path

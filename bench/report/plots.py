@@ -50,7 +50,7 @@ class Plot:
 
 
 def draw(report: dict, folder: Path) -> list[Plot]:
-    """Writes the plots of a report as PNG files into a folder."""
+    """Write the plots of a report as PNG files into a folder."""
     groups = make_groups(report)
     palette = style.Palette(all_series(groups))
     drawn = []
@@ -127,7 +127,7 @@ def step_latency(
 
 
 def _sweeps(groups: Sequence[Group], parameter: str) -> list[list[Group]]:
-    """Groups that differ in a parameter alone, in its order."""
+    """Group that differ in a parameter alone, in its order."""
     found: dict[str, list[Group]] = {}
     for group in groups:
         if group.workload == SWEPT and parameter in group.parameters:

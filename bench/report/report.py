@@ -36,7 +36,7 @@ HEADING_LINES = 3
 
 
 def write_report(report: dict, folder: Path) -> list[Path]:
-    """Writes report.json, the plots as PNG files, and report.html.
+    """Write report.json, the plots as PNG files, and report.html.
 
     The JSON is written first, so that it is kept where the plots cannot be drawn.
 
@@ -66,7 +66,7 @@ def write_report(report: dict, folder: Path) -> list[Path]:
 
 
 def print_report(report: dict) -> None:
-    """Prints the conditions, a table, and the whole report as one line of JSON."""
+    """Print the conditions, a table, and the whole report as one line of JSON."""
     for line in report_lines(report):
         print(line)
     print(json.dumps(report))

@@ -1,0 +1,1 @@
+"""Trees to decode: recorded, drafted, by level, at random."""

@@ -52,7 +52,7 @@ class DraftTemplate:
         paths: Iterable[Iterable[int]],
         accept_lengths: Iterable[int],
     ) -> Self:
-        """Checks the draft tree and the accept lengths.
+        """Check the draft tree and the accept lengths.
 
         Raises:
             DeftError: a path is there twice or does not come after the one it prolongs,

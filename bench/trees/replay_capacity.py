@@ -27,7 +27,7 @@ def replay_capacity(
 
 
 def check_one_request(capacity: Capacity) -> None:
-    """Checks that an engine decodes one request at a time.
+    """Check that an engine decodes one request at a time.
 
     Raises:
         CapacityError: it decodes several.

@@ -44,7 +44,7 @@ class TreeTemplate:
 
     @classmethod
     def create(cls, name: str, parents: Iterable[int], tokens: Iterable[int]) -> Self:
-        """Checks the tree.
+        """Check the tree.
 
         Raises:
             DeftError: it has no node below the prompt, a node without tokens, or one

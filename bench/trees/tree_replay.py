@@ -203,7 +203,7 @@ def common_capacity(
 
 
 def _event_steps(template: TreeTemplate) -> list[int]:
-    """Steps before which a node ends, the prompt counted; children start there too."""
+    """Step before which a node ends, the prompt counted; children start there too."""
     return sorted(set(template.end.tolist()))
 
 

@@ -1,0 +1,1 @@
+"""Bytes that attention moves, by arithmetic."""

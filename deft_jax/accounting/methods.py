@@ -66,15 +66,6 @@ class IOAccount:
         mine, its = asdict(self), asdict(other)
         return IOAccount(**{name: mine[name] + its[name] for name in mine})
 
-    def kv_saved(self, radix: "IOAccount") -> float:
-        """Share of the KV reads of `radix` that are saved, as `saved`."""
-        return saved(self.kv_bytes, radix.kv_bytes)
-
-
-def saved(read_bytes: float, radix_bytes: float) -> float:
-    """Share of KV reads saved against one sequence at a time: at most 1, 0 if none."""
-    return 1.0 - read_bytes / radix_bytes if radix_bytes else 0.0
-
 
 def total(accounts: Iterable[IOAccount]) -> IOAccount:
     """The sum of accounts, such as those of the stretches of a run."""
@@ -224,7 +215,7 @@ def _deft_flatten(
 
 
 def _share_ends(blocks: np.ndarray, workers: int) -> tuple[int, int]:
-    """Ends of shares within tiles, and the tiles that have any, over all steps.
+    """End of shares within tiles, and the tiles that have any, over all steps.
 
     3 and 3 blocks, 4 workers:  x x|x  x|x|x  ->  3, 2
 

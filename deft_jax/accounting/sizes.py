@@ -47,7 +47,7 @@ class AttentionSizes:
         return 2 * heads * self.row_bytes
 
     def check(self) -> None:
-        """Checks the sizes.
+        """Check the sizes.
 
         Raises:
             DeftError: one is not positive, or query heads cannot share KV heads evenly.
@@ -100,7 +100,7 @@ class KernelSizes:
         )
 
     def check(self) -> None:
-        """Checks the parameters.
+        """Check the parameters.
 
         Raises:
             DeftError: one is not positive.

@@ -35,7 +35,7 @@ class TreeSteps:
     def create(
         cls, parents: ArrayLike, tokens: ArrayLike, queries: ArrayLike | None = None
     ) -> "TreeSteps":
-        """Checks and completes a description.
+        """Check and completes a description.
 
         Args:
             parents: [N].
@@ -134,7 +134,7 @@ class TreeSteps:
 
 
 def _check_nodes(wrong: np.ndarray, expected: str, got, advice: str) -> None:
-    """Raises for the first node that is wrong.
+    """Raise for the first node that is wrong.
 
     Args:
         wrong: [N] bool.

@@ -1,0 +1,1 @@
+"""The op: attention of a step's query tokens over the forest."""

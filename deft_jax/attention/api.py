@@ -5,16 +5,13 @@ import math
 import jax
 import jax.numpy as jnp
 
+from deft_jax.attention.device import has_bulk_copies, is_hopper, num_multiprocessors
 from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.hopper import tree_attention_mosaic
-from deft_jax.attention.implementations import (
-    has_bulk_copies,
-    is_hopper,
-    num_multiprocessors,
-    pick_implementation,
-)
+from deft_jax.attention.implementations import pick_implementation
 from deft_jax.attention.portable import tree_attention_mma
-from deft_jax.attention.xla import Logits, tree_attention_xla
+from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.xla import tree_attention_xla
 from deft_jax.pallas_kernels.grouped_partial_attention.reference import (
     grouped_partial_attention_reference,
 )
@@ -63,7 +60,7 @@ def tree_attention(
     _check(q, k_pages, v_pages, grouping, scale, window, soft_cap)
     scale = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
     name = pick_implementation(implementation, q, k_pages)
-    logits = Logits(scale=scale, window=window, soft_cap=soft_cap)
+    logits = AttentionSpec(scale=scale, window=window, soft_cap=soft_cap)
     if name == "mosaic_gpu":
         args = q, k_pages, v_pages, grouping, logits
         workers = num_multiprocessors()

@@ -106,12 +106,12 @@ class Grouping:
 
 
 def default_tile_queries(num_queries: int) -> int:
-    """Queries per tile: all of a small batch, else 64."""
+    """Query per tile: all of a small batch, else 64."""
     return min(num_queries, MAX_TILE_QUERIES)
 
 
 def group(tree: Tree, slots: Slots, *, tile_queries: int | None = None) -> Grouping:
-    """Groups the query tokens of a step by the KV they share.
+    """Group the query tokens of a step by the KV they share.
 
     Args:
         tree: the forest after `append`.
@@ -146,7 +146,7 @@ def group_arrays(
     *,
     tile_queries: int | None = None,
 ) -> Grouping:
-    """Groups queries by the KV they share, for engines with a page table of their own.
+    """Group queries by the KV they share, for engines with a page table of their own.
 
     The caller numbers the queries so that those which see a token have adjacent
     numbers, as a depth-first walk over its tree does; `order` and `rank` of the result

@@ -6,9 +6,9 @@ from dataclasses import replace
 import jax
 
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.kernel_inputs import head_chunks, prepare
+from deft_jax.attention.schedule import head_chunks, prepare
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.attention.tuned_sizes import Key, gpu_kind, lookup
-from deft_jax.attention.xla import Logits
 from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
     grouped_partial_attention,
 )
@@ -40,7 +40,7 @@ def tree_attention_mosaic(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    logits: Logits,
+    logits: AttentionSpec,
     *,
     config: KernelConfig | None = None,
     num_workers: int | None = None,
@@ -72,7 +72,7 @@ def unsupported(
 def make_spec(
     q: jax.Array | jax.ShapeDtypeStruct,
     k_pages: jax.Array | jax.ShapeDtypeStruct,
-    logits: Logits,
+    logits: AttentionSpec,
     *,
     config: KernelConfig | None = None,
     num_workers: int | None = None,
@@ -177,7 +177,7 @@ def attend(
     *,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the kernels on what `prepare` returned; results as of `tree_attention`."""
+    """Run the kernels on what `prepare` returned; results as of `tree_attention`."""
     masks, positions, live, schedule = prepared
     rows = (spec.num_queries, spec.num_kv_heads, spec.group)
     out, lse, part_out, part_lse = grouped_partial_attention(

@@ -5,10 +5,10 @@ import warnings
 
 import jax
 
+from deft_jax.attention import device
 from deft_jax.attention.hopper import unsupported
 
 IMPLEMENTATIONS = ("mosaic_gpu", "xla", "reference")
-HOPPER = (9, 0)
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
 """What has a shape and a dtype."""
@@ -16,7 +16,7 @@ Shaped = jax.Array | jax.ShapeDtypeStruct
 
 def default_implementation() -> str:
     """The implementation that `implementation=None` picks on the default device."""
-    return "mosaic_gpu" if is_hopper() else "xla"
+    return "mosaic_gpu" if device.is_hopper() else "xla"
 
 
 def pick_implementation(name: str | None, q: Shaped, k_pages: Shaped) -> str:
@@ -38,7 +38,7 @@ def pick_implementation(name: str | None, q: Shaped, k_pages: Shaped) -> str:
             f"got {name!r}"
         )
     if name == "mosaic_gpu":
-        if compute_capability() is None:
+        if device.compute_capability() is None:
             raise ValueError(
                 "implementation 'mosaic_gpu' needs an NVIDIA GPU, got "
                 f"{jax.default_backend()}; use 'xla'"
@@ -51,44 +51,19 @@ def pick_implementation(name: str | None, q: Shaped, k_pages: Shaped) -> str:
     return name
 
 
-def compute_capability() -> tuple[int, int] | None:
-    """Of the default device, (9, 0) for Hopper; None if it is no NVIDIA GPU."""
-    version = getattr(jax.devices()[0], "compute_capability", None)
-    if jax.default_backend() != "gpu" or version is None:
-        return None
-    major, minor = str(version).split(".")
-    return int(major), int(minor)
-
-
-def is_hopper() -> bool:
-    """Whether the default device runs the kernels that are made for Hopper."""
-    return compute_capability() == HOPPER
-
-
-def has_bulk_copies() -> bool:
-    """Whether the default device has bulk copies, as Hopper and newer do."""
-    capability = compute_capability()
-    return capability is not None and capability >= HOPPER
-
-
-def num_multiprocessors() -> int | None:
-    """Of the default device; None if it does not say."""
-    return getattr(jax.devices()[0], "core_count", None)
-
-
 def _too_short(q: Shaped, k_pages: Shaped) -> str | None:
     """Devices without bulk copies move 80 elements of 32 tokens at a time."""
     page_size = k_pages.shape[2]
-    if q.shape[2] == 80 and page_size % 32 and not has_bulk_copies():
+    if q.shape[2] == 80 and page_size % 32 and not device.has_bulk_copies():
         return f"page size {page_size} is no multiple of 32, which head_dim 80 needs"
     return None
 
 
 def _best(unsupported_reason: str | None) -> str:
-    capability = compute_capability()
+    capability = device.compute_capability()
     if capability is None:
         return "xla"
-    if capability != HOPPER:
+    if capability != device.HOPPER:
         have = ".".join(map(str, capability))
         _warn_once(
             f"the kernels are measured on compute capability 9.0, this is {have}"

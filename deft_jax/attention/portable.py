@@ -7,8 +7,8 @@ For NVIDIA GPUs other than Hopper: compiled for compute capability 8.0, 8.6, 8.9
 import jax
 
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.kernel_inputs import head_chunks, prepare
-from deft_jax.attention.xla import Logits
+from deft_jax.attention.schedule import head_chunks, prepare
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.pallas_kernels.grouped_partial_attention.mma import (
     grouped_partial_attention,
     pack_rows,
@@ -27,7 +27,7 @@ def tree_attention_mma(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    logits: Logits,
+    logits: AttentionSpec,
     *,
     bulk: bool,
     num_workers: int | None = None,
@@ -73,7 +73,7 @@ def tree_attention_mma(
 def make_mma_spec(
     q: jax.Array,
     k_pages: jax.Array,
-    logits: Logits,
+    logits: AttentionSpec,
     *,
     bulk: bool,
     num_workers: int | None = None,

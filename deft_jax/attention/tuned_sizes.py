@@ -157,7 +157,7 @@ def read_table(path: Path) -> Table | None:
 
 
 def write_table(path: Path, table: Table) -> None:
-    """Writes a table in one step: the file is never seen half-written.
+    """Write a table in one step: the file is never seen half-written.
 
     Raises:
         OSError: it cannot be written.

@@ -14,32 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from deft_jax.attention.grouping import NARROW_SHARE, Grouping, WorkList
+from deft_jax.attention.spec import AttentionSpec
 
 BLOCK_TOKENS = 512
 PAIR_TOKENS = 1024
 MASKED = -1e30
-
-
-@dataclasses.dataclass(frozen=True)
-class Logits:
-    """How logits follow from products of queries and keys.
-
-    Attributes:
-        scale: factor of the products.
-        window: a query sees only tokens less than this many positions back, or None.
-        soft_cap: bound of `soft_cap * tanh(logits / soft_cap)`, or None.
-    """
-
-    scale: float
-    window: int | None
-    soft_cap: float | None
-
-    def __call__(self, products: jax.Array) -> jax.Array:
-        """Logits of float32 products, any shape."""
-        logits = products * self.scale
-        if self.soft_cap is not None:
-            logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
-        return logits
 
 
 def tree_attention_xla(
@@ -47,7 +26,7 @@ def tree_attention_xla(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    logits: Logits,
+    logits: AttentionSpec,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of `q` [Q, H, D] over the pages; see `tree_attention`."""
     num_queries, num_q_heads, head_dim = q.shape
@@ -134,7 +113,7 @@ class _Block:
     v_pages: jax.Array
     work: WorkList
     bias: Callable[[jax.Array, jax.Array], jax.Array]
-    logits: Logits
+    logits: AttentionSpec
 
     def walk(self, q, offset, index):
         """Softmax state of q [K, R, D] over the pairs `offset[index : index + 2]`."""
@@ -177,7 +156,7 @@ class _Block:
 
 
 def _add_narrow(state, heads, k_pages, v_pages, grouping, logits):
-    """Adds the pages that few queries see, many pages at once, one query a pair."""
+    """Add the pages that few queries see, many pages at once, one query a pair."""
     work = grouping.narrow
     pairs = max(1, min(PAIR_TOKENS // k_pages.shape[2], work.page.size))
 
@@ -221,7 +200,7 @@ def _attend_pairs(q, k, v, seen, logits):
 
 
 def _merge_pairs(state, partial, query, valid):
-    """Merges partials [B, ...] into the state [Q, ...] of their queries.
+    """Merge partials [B, ...] into the state [Q, ...] of their queries.
 
     The sum over the pairs of a query is a product with a 0/1 matrix: a scatter is a
     serial loop on a CPU.

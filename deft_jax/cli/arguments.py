@@ -4,8 +4,8 @@ import argparse
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from deft_jax.attention.heads import HEADS
 from deft_jax.attention.implementations import IMPLEMENTATIONS
+from deft_jax.attention.spec import HEADS
 from deft_jax.cli.bench_arguments import add_bench
 from deft_jax.cli.converters import integer, integers, non_empty, number, pattern
 from deft_jax.cli.device_options import add_device_options, add_page_size

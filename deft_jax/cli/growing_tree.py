@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deft_jax.results.generation_tree import ROOT, FinishReason, TokenEvent
 from deft_jax.results.outline import Row, merge_chains, outline
+from deft_jax.results.tree_node import ROOT, FinishReason, TokenEvent
 
 _KEPT_TEXT = 2000
 

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 
 from deft_jax.cli.growing_tree import Branch, GrowingTree
 from deft_jax.cli.view import counters
-from deft_jax.results.generation_tree import Status
+from deft_jax.results.counters import Status
 from deft_jax.results.outline import Row
 from deft_jax.results.render import Line, Span, count, fit, reason_role
 from deft_jax.results.terminal_text import head, one_line, tail, wrap

@@ -13,8 +13,10 @@ from rich.text import Text
 from deft_jax.cli.growing_tree import GrowingTree
 from deft_jax.cli.live_layout import Activity, screen_lines
 from deft_jax.cli.view import View, counters, outcome_lines
-from deft_jax.results.generation_tree import GenerationTree, Status, TokenEvent
+from deft_jax.results.counters import Status
+from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.render import Line, Role
+from deft_jax.results.tree_node import TokenEvent
 
 _REFRESHES_PER_SECOND = 10
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deft_jax.cli.view import View, counters, outcome_lines
-from deft_jax.results.generation_tree import GenerationTree, Phase, Status, TokenEvent
+from deft_jax.results.counters import Phase, Status
+from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.render import plain
 from deft_jax.results.terminal_text import one_line, printable
+from deft_jax.results.tree_node import TokenEvent
 
 _WIDTH = 100
 _SECONDS_BETWEEN_LINES = 10.0

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from deft_jax.attention.heads import HEADS
+from deft_jax.attention.device import HOPPER, compute_capability
 from deft_jax.attention.hopper import unsupported
-from deft_jax.attention.implementations import HOPPER, compute_capability
+from deft_jax.attention.spec import HEADS
 from deft_jax.attention.tuned_sizes import (
     Entry,
     Key,

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from deft_jax.results.generation_tree import GenerationTree, Status, TokenEvent
+from deft_jax.results.counters import Status
+from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.render import Line, Span, count, tree_lines
 from deft_jax.results.terminal_text import head, one_line, printable
+from deft_jax.results.tree_node import TokenEvent
 
 _MAX_TEXT = 240
 

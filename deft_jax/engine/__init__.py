@@ -1,0 +1,1 @@
+"""The host: requests in, trees out."""

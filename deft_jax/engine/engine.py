@@ -12,7 +12,9 @@ from deft_jax.engine.generation import Generation
 from deft_jax.engine.host_tree import Tokenizer
 from deft_jax.engine.request import Request
 from deft_jax.errors import CapacityError, DeftError
-from deft_jax.results.generation_tree import GenerationTree, Status, TokenEvent
+from deft_jax.results.counters import Status
+from deft_jax.results.generation_tree import GenerationTree
+from deft_jax.results.tree_node import TokenEvent
 from deft_jax.runtime.attention_method import AttentionMethod, as_method
 from deft_jax.runtime.prefill import prefill
 from deft_jax.runtime.state import DecodeState, Rows, StepLog
@@ -68,7 +70,7 @@ class Engine:
         capacity: Capacity | None = None,
         implementation: str | AttentionMethod | None = None,
     ):
-        """Sets the engine up; nothing is allocated before the first call.
+        """Set the engine up; nothing is allocated before the first call.
 
         Args:
             model: the network.
@@ -126,7 +128,7 @@ class Engine:
         return generation.run(on_token, on_status, should_stop)
 
     def _request(self, index, prompt, strategy, sampling) -> Request:
-        """Encodes a prompt and checks it against the context."""
+        """Encode a prompt and checks it against the context."""
         is_text = isinstance(prompt, str)
         ids = self.tokenizer.encode(prompt) if is_text else _as_ids(index, prompt)
         if not ids:
@@ -151,7 +153,7 @@ class Engine:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def _prepare(self, requests: list[Request], strategy: Strategy) -> None:
-        """Makes the state fit the requests, and resets what belongs to one call."""
+        """Make the state fit the requests, and resets what belongs to one call."""
         needed = Capacity.for_requests(
             [len(request.prompt) for request in requests],
             max(request.limit for request in requests),
@@ -203,11 +205,11 @@ class Engine:
         return LOG_STEPS
 
     def reset(self) -> None:
-        """Drops the state, whatever it holds; the next call makes an empty one."""
+        """Drop the state, whatever it holds; the next call makes an empty one."""
         self._state = None
 
     def prefill(self, chunk) -> DecodeState:
-        """Feeds a `Chunk` of prompts; returns the new state.
+        """Feed a `Chunk` of prompts; return the new state.
 
         The planner's state stays outside, so that planners share a compilation.
         """
@@ -222,7 +224,7 @@ class Engine:
         return self._state
 
     def decode(self, table, cut, max_steps: int, planner: Planner) -> DecodeState:
-        """Runs up to `max_steps` steps; returns the new state with their log."""
+        """Run up to `max_steps` steps; return the new state with their log."""
         state: DecodeState = decode_program()(
             self.model,
             self.state,

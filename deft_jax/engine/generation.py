@@ -15,15 +15,12 @@ from deft_jax.capacity import bucket
 from deft_jax.engine.host_tree import Record
 from deft_jax.engine.log_replay import Replay
 from deft_jax.engine.request import Request
-from deft_jax.results.generation_tree import (
-    FinishReason,
-    GenerationTree,
-    Phase,
-    Status,
-    TokenEvent,
-)
-from deft_jax.runtime.state import Chunk, DecodeState, RequestTable, StepLog
+from deft_jax.results.counters import Phase, Status
+from deft_jax.results.generation_tree import GenerationTree
+from deft_jax.results.tree_node import FinishReason, TokenEvent
+from deft_jax.runtime.state import Chunk, DecodeState, StepLog
 from deft_jax.sampling.params import Sampling, rows_for
+from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Planner, Strategy
 
 if TYPE_CHECKING:
@@ -79,7 +76,7 @@ class Generation:
         on_status: Callable[[Status], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> list[GenerationTree]:
-        """Runs to the end; see `Engine.generate`."""
+        """Run to the end; see `Engine.generate`."""
         self.on_token = on_token or (lambda event: None)
         self.on_status = on_status or (lambda status: None)
         streams = on_token is not None or should_stop is not None
@@ -108,7 +105,7 @@ class Generation:
                 self._run_out()
 
     def _admit(self) -> None:
-        """Starts waiting requests while rows, nodes and pages last; feeds prompts."""
+        """Start waiting requests while rows, nodes and pages last; feeds prompts."""
         started: list[int] = []
         while self.waiting and self._has_room(self.waiting[0]):
             request = self.waiting.popleft()
@@ -194,7 +191,7 @@ class Generation:
         return Chunk(*(jnp.asarray(array) for array in arrays))
 
     def _decode(self, steps: int) -> bool:
-        """One burst of steps; returns whether the next plan did not fit."""
+        """One burst of steps; return whether the next plan did not fit."""
         started, self.ahead = self.ahead, None
         if started is None:
             started = self._start(steps, self.replay.take_cut())
@@ -211,7 +208,7 @@ class Generation:
         return bool(burst["overflow"])
 
     def _start(self, steps: int, cut: np.ndarray) -> "_Started":
-        """Starts up to so many steps and does not wait for them.
+        """Start up to so many steps and does not wait for them.
 
         Args:
             steps: at most.
@@ -255,14 +252,14 @@ class Generation:
         self._report("decode", "")
 
     def _free(self, roots: np.ndarray) -> None:
-        """Gives the rows of ended requests back."""
+        """Give the rows of ended requests back."""
         for slot in [s for s in self.active if roots[s] >= self.capacity.nodes]:
             request = self.active.pop(slot)
             self.free_rows = sorted(self.free_rows + self.rows_of.pop(slot))
             self.records[request.index].close("pruned")
 
     def _run_out(self) -> None:
-        """Ends every active request where it stands; what is done stays."""
+        """End every active request where it stands; what is done stays."""
         for request in self.active.values():
             self.notices[request.index] = (
                 f"the KV pool of {self.capacity.pages} pages of "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from deft_jax.engine.stop_strings import StopMatcher
-from deft_jax.results.generation_tree import ROOT, FinishReason, TokenEvent, TreeNode
+from deft_jax.results.tree_node import ROOT, FinishReason, TokenEvent, TreeNode
 
 
 class Tokenizer(Protocol):
@@ -36,7 +36,7 @@ class Branch:
     finish_reason: FinishReason | None = None
 
     def grow(self, token: int, logprob: float) -> str:
-        """Adds a token; returns the text that is now certain."""
+        """Add a token; return the text that is now certain."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         text = self.stops.push(self.text_stream.push(token))
@@ -46,7 +46,7 @@ class Branch:
         return text
 
     def finish(self, reason: FinishReason) -> str:
-        """Ends the branch; returns the text that was held back."""
+        """End the branch; return the text that was held back."""
         if self.finish_reason is not None:
             return ""
         text = self.stops.push(self.text_stream.flush())
@@ -80,7 +80,7 @@ class Record:
         self._next_id = ROOT + 1
 
     def branch(self, parent: int, draft: bool = False) -> int:
-        """Adds a child that continues the parent's text; returns its id."""
+        """Add a child that continues the parent's text; return its id."""
         source = self.branches[parent]
         child = Branch(
             self._next_id,
@@ -100,7 +100,7 @@ class Record:
     def grow(
         self, node: int, token: int, logprob: float, reason: FinishReason | None
     ) -> TokenEvent | None:
-        """Adds a token to a node; None if the node is a draft or had ended before."""
+        """Add a token to a node; None if the node is a draft or had ended before."""
         branch = self.branches[node]
         if self.has_ended(node):
             return None
@@ -110,7 +110,7 @@ class Record:
         return None if branch.draft else self._event(branch, token, logprob, text)
 
     def accept(self, tip: int) -> list[TokenEvent]:
-        """Moves the tokens of a draft path into its trunk and forgets the trunk's
+        """Move the tokens of a draft path into its trunk and forgets the trunk's
         other drafts; returns the events of the accepted tokens."""
         path: list[Branch] = []
         target = self.branches[tip]

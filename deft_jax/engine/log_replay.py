@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from deft_jax.engine.host_tree import Branch, Record
-from deft_jax.results.generation_tree import ROOT, TokenEvent
+from deft_jax.results.tree_node import ROOT, TokenEvent
 from deft_jax.strategies.protocol import FINISH_REASONS
 
 Place = tuple[Record, int]
@@ -26,7 +26,7 @@ class Replay:
         self._cut = np.zeros(num_nodes, bool)
 
     def start(self, root: int, record: Record) -> None:
-        """Notes the device node of a record's prompt."""
+        """Note the device node of a record's prompt."""
         self._take(root, (record, ROOT))
 
     @property
@@ -40,11 +40,11 @@ class Replay:
         return cut
 
     def cut_all(self) -> None:
-        """Ends every device node."""
+        """End every device node."""
         self._cut[:] = True
 
     def play(self, burst: dict[str, Any]) -> list[TokenEvent]:
-        """Applies the steps of a burst to the records; returns the tokens' events."""
+        """Apply the steps of a burst to the records; return the tokens' events."""
         events: list[TokenEvent] = []
         for step in range(int(burst["step"])):
             row = {k: v[step].tolist() for k, v in vars(burst["log"]).items()}
@@ -55,7 +55,7 @@ class Replay:
         return events
 
     def _judge_drafts(self, logprobs: list[float]) -> None:
-        """Notes the log-probabilities of the tokens that the last step drafted."""
+        """Note the log-probabilities of the tokens that the last step drafted."""
         for row, draft, at in self._drafts:
             draft.logprobs[at] = logprobs[row]
         self._drafts = []
@@ -89,7 +89,7 @@ class Replay:
         return record, node
 
     def _add(self, place: Place, row: dict[str, list], index: int) -> list[TokenEvent]:
-        """Adds a row's token to its branch."""
+        """Add a row's token to its branch."""
         record, node = place
         if record.has_ended(node):
             return []
@@ -101,7 +101,7 @@ class Replay:
         return [event] if event else []
 
     def _take(self, device_node: int, place: Place) -> None:
-        """Notes what a device node stands for from now on.
+        """Note what a device node stands for from now on.
 
         The device is to drop it if a stop string has ended its branch; a draft may
         still turn out wrong.

@@ -27,7 +27,7 @@ class Request:
     nodes: int
 
     def check(self, capacity: Capacity) -> None:
-        """Checks that the request can start in an empty engine.
+        """Check that the request can start in an empty engine.
 
         Raises:
             CapacityError: it needs more rows, nodes or pages than there are.

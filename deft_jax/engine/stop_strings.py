@@ -36,7 +36,7 @@ class StopMatcher:
         return self._stop_at
 
     def push(self, text: str) -> str:
-        """Adds text; returns what no stop string can take back any more.
+        """Add text; return what no stop string can take back any more.
 
         Text that may be the beginning of a stop string is held back. From the stop
         string on, nothing is returned.
@@ -52,11 +52,11 @@ class StopMatcher:
         return self._release(window, cut, held=window[cut:])
 
     def flush(self) -> str:
-        """Returns the text held back, once no more will come."""
+        """Return the text held back, once no more will come."""
         return self._release(self._held, len(self._held), held="")
 
     def copy(self) -> "StopMatcher":
-        """Returns an independent matcher in the same state."""
+        """Return an independent matcher in the same state."""
         twin = StopMatcher(self._stops)
         twin._held = self._held
         twin._released = self._released

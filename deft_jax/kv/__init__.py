@@ -1,0 +1,1 @@
+"""Keys and values in pages that are written in place and never moved."""

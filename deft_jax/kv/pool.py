@@ -39,7 +39,7 @@ def create_pool(
 def write(
     layer: LayerKV, page: jax.Array, slot: jax.Array, k: jax.Array, v: jax.Array
 ) -> LayerKV:
-    """Writes the KV of the query tokens.
+    """Write the KV of the query tokens.
 
     Args:
         layer: the pool of one layer; donated by the step, so this is in place.

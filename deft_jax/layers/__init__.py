@@ -1,0 +1,1 @@
+"""What networks call besides products: projections that are stored, and gates."""

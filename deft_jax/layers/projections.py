@@ -9,7 +9,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deft_jax.attention.implementations import is_hopper, pick_implementation
+from deft_jax.attention.device import is_hopper
+from deft_jax.attention.implementations import pick_implementation
 from deft_jax.kv.pool import LayerKV, write
 from deft_jax.pallas_kernels.rms_scale import rms_scaled
 from deft_jax.pallas_kernels.rotary_append.hopper import rotary_append, takes
@@ -40,7 +41,7 @@ class Projections:
     eps: float = dataclasses.field(metadata={"static": True})
 
     def rotated(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [Q, H, D] and keys [Q, K, D], rotated, and values [Q, K, D]."""
+        """Query [Q, H, D] and keys [Q, K, D], rotated, and values [Q, K, D]."""
         num_kv = self.num_kv_heads
         num_q = self.heads.shape[1] - 2 * num_kv
         heads = rms_scaled(self.heads, self.inputs, self.eps)

@@ -2,7 +2,7 @@
 
 import jax
 
-from deft_jax.attention.implementations import is_hopper
+from deft_jax.attention.device import is_hopper
 from deft_jax.pallas_kernels.swiglu import hopper
 from deft_jax.pallas_kernels.swiglu.reference import swiglu_reference
 

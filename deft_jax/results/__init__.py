@@ -1,0 +1,1 @@
+"""What people get: trees of text, counters and their pictures; host only."""

@@ -1,120 +1,14 @@
-"""What a generation reports while it runs and what it returns when it is done."""
+"""The tree that was generated for one prompt."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from deft_jax.accounting.methods import saved
 from deft_jax.errors import DeftError
-
-if TYPE_CHECKING:
-    import networkx
-
-ROOT = 0
-"""Id of the node that holds the prompt."""
-
-FinishReason = Literal["stop", "length", "capacity", "interrupted", "pruned"]
-"""Why a branch ended: end of text or stop string, token limit, pool full, the caller
-asked to stop, or the strategy gave it up."""
-
-Phase = Literal["compile", "prefill", "decode", "done"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenEvent:
-    """One token sampled on one branch.
-
-    Attributes:
-        request: index of the prompt.
-        node: id of the tree node the token was appended to.
-        parent: id of that node's parent.
-        token: token id.
-        text: the text this token completed; empty while a code point or a possible
-            stop string is still incomplete.
-        logprob: log-probability of the token under the model, in nats.
-        finish_reason: set on the last token of a branch.
-    """
-
-    request: int
-    node: int
-    parent: int | None
-    token: int
-    text: str
-    logprob: float
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """Counters of a generation, over all its requests.
-
-    Attributes:
-        phase: what the engine is doing.
-        message: the same for a human reader, one line.
-        elapsed_s: seconds since the call.
-        prompt_tokens_done: prompt tokens whose keys and values are in the pool.
-        prompt_tokens_total: prompt tokens of all requests.
-        generated_tokens: tokens sampled so far, on all branches.
-        tokens_per_s: rate of decoding, all branches together.
-        live_branches: branches still growing.
-        pages_used: pages of the KV pool that hold tokens; once done, the most that
-            held any between two bursts.
-        pages_total: pages of the KV pool.
-        kv_tokens_read: cached tokens read by the decode steps so far.
-        kv_tokens_read_per_sequence: cached tokens that attention over one sequence
-            at a time would have read for the same steps.
-        kv_bytes_read: bytes of the keys and values of the former, in all layers.
-        kv_bytes_read_per_sequence: bytes of the latter.
-    """
-
-    phase: Phase
-    message: str = ""
-    elapsed_s: float = 0.0
-    prompt_tokens_done: int = 0
-    prompt_tokens_total: int = 0
-    generated_tokens: int = 0
-    tokens_per_s: float = 0.0
-    live_branches: int = 0
-    pages_used: int = 0
-    pages_total: int = 0
-    kv_tokens_read: int = 0
-    kv_tokens_read_per_sequence: int = 0
-    kv_bytes_read: int = 0
-    kv_bytes_read_per_sequence: int = 0
-
-    @property
-    def kv_read_saved(self) -> float:
-        """Share of the KV reads that the tree saved, from 0 to 1."""
-        return saved(self.kv_tokens_read, self.kv_tokens_read_per_sequence)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return every counter under its own name, ready for JSON."""
-        return _json_ready(asdict(self) | {"kv_read_saved": self.kv_read_saved})
-
-
-@dataclass(frozen=True, kw_only=True)
-class TreeNode:
-    """A run of tokens that its descendants share.
-
-    Attributes:
-        id: number of the node within its tree; `ROOT` is the prompt.
-        parent: id of the parent, `None` for the root.
-        tokens: token ids; the prompt's tokens for the root.
-        text: the text of these tokens, without a stop string.
-        logprobs: log-probability of each token, in nats; empty for the root.
-        finish_reason: why the branch ended, `None` for a node that was continued.
-        answer: the answer that a strategy found on the path that ends here.
-    """
-
-    id: int
-    parent: int | None
-    tokens: tuple[int, ...]
-    text: str
-    logprobs: tuple[float, ...] = ()
-    finish_reason: FinishReason | None = None
-    answer: str | None = None
+from deft_jax.results.counters import Status, json_ready
+from deft_jax.results.tree_node import TreeNode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +85,7 @@ class GenerationTree:
         `branches` lists the leaves with the whole generated text of each; `best` is
         the id of a leaf. A number that is not finite becomes `None`.
         """
-        return _json_ready(
+        return json_ready(
             {
                 "request": self.request,
                 "prompt": self.prompt,
@@ -217,8 +111,8 @@ class GenerationTree:
             "answer": leaf.answer,
         }
 
-    def to_networkx(self) -> "networkx.DiGraph":
-        """Return a directed graph from the root to the leaves.
+    def to_networkx(self) -> Any:
+        """Return a `networkx.DiGraph` from the root to the leaves.
 
         Nodes carry the fields of `TreeNode` and `mean_logprob`; the graph carries
         `prompt`, `answer` and `best`.
@@ -259,14 +153,3 @@ class GenerationTree:
 
     def __str__(self) -> str:
         return self.render()
-
-
-def _json_ready(value: Any) -> Any:
-    """Return `value` with lists for tuples and `None` for numbers JSON has not."""
-    if isinstance(value, dict):
-        return {str(key): _json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_ready(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

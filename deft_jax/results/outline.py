@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deft_jax.results.generation_tree import ROOT
 from deft_jax.results.terminal_text import ELLIPSIS
+from deft_jax.results.tree_node import ROOT
 
 _STEP = 3
 

@@ -4,14 +4,14 @@ The command line colours the spans by role; `render_tree` joins their text.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from rich.cells import cell_len
 
-from deft_jax.results.generation_tree import GenerationTree, TreeNode
 from deft_jax.results.outline import merge_chains, outline
 from deft_jax.results.terminal_text import excerpt, head, one_line, wrap
+from deft_jax.results.tree_node import TreeNode
 
 Role = Literal["guide", "prompt", "label", "text", "good", "short", "answer", "notice"]
 
@@ -30,7 +30,25 @@ class Span(NamedTuple):
 Line = tuple[Span, ...]
 
 
-def render_tree(tree: GenerationTree, width: int, max_text: int | None) -> str:
+class Drawable(Protocol):
+    """What a picture shows of a tree; see `GenerationTree`."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def nodes(self) -> Sequence[TreeNode]: ...
+    @property
+    def answer(self) -> str | None: ...
+    @property
+    def votes(self) -> Mapping[str, int]: ...
+    @property
+    def notice(self) -> str | None: ...
+    def leaves(self) -> Sequence[TreeNode]: ...
+    def best(self) -> TreeNode: ...
+    def mean_logprob(self, node: TreeNode) -> float: ...
+
+
+def render_tree(tree: Drawable, width: int, max_text: int | None) -> str:
     """Return the lines of `tree_lines` as one string."""
     return "\n".join(plain(line) for line in tree_lines(tree, width, max_text))
 
@@ -41,7 +59,7 @@ def plain(line: Line) -> str:
 
 
 def tree_lines(
-    tree: GenerationTree, width: int, max_text: int | None, prompt: str | None = None
+    tree: Drawable, width: int, max_text: int | None, prompt: str | None = None
 ) -> Iterator[Line]:
     """Yield the prompt, every branch below it, and what the strategy made of them.
 
@@ -97,7 +115,7 @@ def _body(text: str, width: int, max_text: int | None) -> list[str]:
     return wrap(text if max_text is None else excerpt(text, max_text), width)
 
 
-def _label(tree: GenerationTree, run: Sequence[TreeNode], is_best: bool) -> list[Span]:
+def _label(tree: Drawable, run: Sequence[TreeNode], is_best: bool) -> list[Span]:
     node = run[-1]
     tokens = sum(len(step.tokens) for step in run)
     spans = [Span(f"{node.id} · {count(tokens, 'token')}", "label")]
@@ -115,7 +133,7 @@ def _label(tree: GenerationTree, run: Sequence[TreeNode], is_best: bool) -> list
     return [*spans, Span(" · best", "good")] if is_best else spans
 
 
-def _conclusion(tree: GenerationTree, width: int) -> Iterator[Line]:
+def _conclusion(tree: Drawable, width: int) -> Iterator[Line]:
     if tree.notice is not None:
         for line in wrap(one_line(f"notice: {tree.notice}"), width):
             yield (Span(line, "notice"),)
@@ -129,7 +147,7 @@ def _conclusion(tree: GenerationTree, width: int) -> Iterator[Line]:
             yield (Span(line, "label"),)
 
 
-def _ranking(tree: GenerationTree) -> str:
+def _ranking(tree: Drawable) -> str:
     """Return the answers with the most votes, most first."""
     ranked = sorted(tree.votes.items(), key=lambda item: -item[1])
     shown = [

@@ -1,0 +1,1 @@
+"""Everything inside the jitted step."""

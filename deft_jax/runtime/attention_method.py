@@ -64,7 +64,7 @@ class AttentionMethod(Protocol):
     def attend(
         self, plan: StepPlan, heads: Projections, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Stores the tokens' KV of a layer and attends to what they see.
+        """Store the tokens' KV of a layer and attends to what they see.
 
         Args:
             plan: of the step.
@@ -101,7 +101,7 @@ class TreeMethod:
     def plan(
         self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """Groups the queries."""
+        """Group the queries."""
         return StepPlan(group(tree, slots), slots), pool
 
     def attend(

@@ -27,7 +27,7 @@ def forward(
     method: AttentionMethod,
     before: jax.Array | None = None,
 ) -> tuple[jax.Array, Pool, Grouping]:
-    """Runs the layers over query tokens that were just appended.
+    """Run the layers over query tokens that were just appended.
 
     Args:
         model: the network.

@@ -8,7 +8,8 @@ from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model, forward
 from deft_jax.runtime.state import Chunk, DecodeState, Rows
 from deft_jax.tree.appending import append
-from deft_jax.tree.state import NO_NODE, branch, choose, replace
+from deft_jax.tree.branching import branch
+from deft_jax.tree.state import NO_NODE, choose, replace
 
 
 def prefill(
@@ -18,7 +19,7 @@ def prefill(
     *,
     method: AttentionMethod,
 ) -> DecodeState:
-    """Feeds a chunk of prompts: the same step, many query tokens per node.
+    """Feed a chunk of prompts: the same step, many query tokens per node.
 
     Rows whose prompt ends in the chunk become fresh rows at its root. If the chunk does
     not fit the free pages or nodes the state is as before but for `tree.overflow`.

@@ -9,7 +9,6 @@ import numpy as np
 from jax import lax
 
 from deft_jax.kv.pool import LayerKV
-from deft_jax.sampling.params import SamplingRows
 from deft_jax.tree.state import Tree
 
 
@@ -29,24 +28,6 @@ class Rows:
     request: jax.Array
     stream: jax.Array
     generated: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RequestTable:
-    """What the host sets per request slot.
-
-    Attributes:
-        sampling: rows of `R` requests.
-        max_new_tokens: [R] int32, tokens a branch may have.
-        ignore_eos: [R] bool, true to go on after an end-of-text token.
-        eos: [any] int32, end-of-text token ids.
-    """
-
-    sampling: SamplingRows
-    max_new_tokens: jax.Array
-    ignore_eos: jax.Array
-    eos: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)

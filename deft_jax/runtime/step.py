@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from deft_jax.attention.grouping import Grouping, query_ranks, slot_ranges
+from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model, forward
-from deft_jax.runtime.state import DecodeState, RequestTable, Rows, StepLog
+from deft_jax.runtime.state import DecodeState, Rows, StepLog
 from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
-from deft_jax.strategies.protocol import RUNNING, Plan, Planner, View, finish_code
-from deft_jax.tree.appending import Places, Slots, append, fill, find_places
-from deft_jax.tree.counting import tally
-from deft_jax.tree.placing import place_rows
-from deft_jax.tree.pruning import accept_and_prune, prune
-from deft_jax.tree.state import OUT_OF_PAGES, Tree, choose, replace
+from deft_jax.sampling.request_table import RequestTable
+from deft_jax.strategies.protocol import Plan, Planner, View, finish_code
+from deft_jax.tree.appending import Slots
+from deft_jax.tree.pruning import prune
+from deft_jax.tree.state import Tree, choose, replace
 
 
 def decode(
@@ -29,7 +29,7 @@ def decode(
     planner: Planner,
     method: AttentionMethod,
 ) -> DecodeState:
-    """Decodes up to `max_steps` steps without the host.
+    """Decode up to `max_steps` steps without the host.
 
     Stops before that when a request ends (so that the host can fill its rows), or when
     a plan does not fit the free pages or nodes: then the state is as before that plan
@@ -66,7 +66,7 @@ def decode(
 
 
 def _cut(state: DecodeState, cut: jax.Array) -> DecodeState:
-    """Drops cut nodes, the rows there and below, and requests left without a node."""
+    """Drop cut nodes, the rows there and below, and requests left without a node."""
     size, num_requests = state.tree.num_nodes, state.roots.shape[0]
     tree = prune(state.tree, cut, state.keep)
     live = jnp.append(tree.live, False)
@@ -80,19 +80,12 @@ def _cut(state: DecodeState, cut: jax.Array) -> DecodeState:
     return dataclasses.replace(state, tree=tree, rows=rows, roots=roots)
 
 
-def _ended(roots: jax.Array, request: jax.Array, size: int) -> jax.Array:
-    """[R] bool: requests in use that no row [B] belongs to."""
-    slot = jnp.arange(roots.shape[0], dtype=jnp.int32)
-    running = jnp.any(request[None] == slot[:, None], axis=1)
-    return (roots < size) & ~running
-
-
 def decode_step(model, state, table, planner, method) -> DecodeState:
     """One step of `decode`: every row gets a token, and its hidden state."""
     view = _look(model, state, table)
     with jax.named_scope("tree_operations"):
         own, plan = planner.plan(state.planner, view)
-        tree, slots, roots = _apply(state, plan, planner.draft_depth)
+        tree, slots, roots = apply_plan(state, plan, planner.draft_depth)
         fits = tree.overflow == 0
     hidden, pool, grouping = forward(
         model, tree, state.pool, slots, plan.token, method, before=state.rows.node
@@ -118,7 +111,7 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
 
 
 def _look(model, state: DecodeState, table: RequestTable) -> View:
-    """Samples every row and says which would finish with that token."""
+    """Sample every row and says which would finish with that token."""
     rows = state.rows
     with jax.named_scope("layers"):
         logits = model.logits(state.hidden)
@@ -165,77 +158,6 @@ def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
     marks = marks.at[first, token].add(1, mode="drop")
     marks = marks.at[end, token].add(-1, mode="drop")
     return (jnp.cumsum(marks, axis=0, dtype=jnp.int32) > 0)[rank]
-
-
-def _apply(state: DecodeState, plan: Plan, draft_depth: int):
-    """The tree after a plan, the slots of its tokens and the requests' roots.
-
-    Where the plan does not fit the tree is as before, but for its overflow.
-    """
-    tree, size = state.tree, state.tree.num_nodes
-    num_requests = state.roots.shape[0]
-    stopped = jnp.append(plan.stop, True)[jnp.minimum(plan.request, num_requests)]
-    live = (plan.source >= 0) & (plan.finish == RUNNING) & ~stopped
-    request = jnp.where(live, plan.request, num_requests)
-    ended = _ended(state.roots, request, size)
-    roots = jnp.where(ended, size, state.roots)
-    if draft_depth > 1:
-        # Plans with drafts change the tree in almost every step.
-        tree, node, places = _change(tree, plan, live, ended, state.roots, draft_depth)
-        fits = tree.overflow == 0
-        return *fill(tree, node, plan.token, places, fits), roots
-    changes = jnp.any(plan.accept >= 0) | jnp.any(plan.prune) | jnp.any(ended)
-    changes |= jnp.any((plan.source >= 0) & (~live | plan.branch))
-
-    def change(_, carry):
-        return _change(carry[0], plan, live, ended, state.roots, draft_depth)[:2]
-
-    # A loop of one step or none: unlike the branches of a condition, which copy what
-    # they leave as it is, it works in place, and most plans change nothing.
-    carry = tree, jnp.where(live, plan.source, size)
-    tree, node = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
-    tree, slots = append(tree, node, plan.token)
-    return tree, slots, roots
-
-
-def _change(
-    tree: Tree, plan: Plan, live, ended, roots, draft_depth: int
-) -> tuple[Tree, jax.Array, Places]:
-    """The tree with what a plan accepts, prunes and branches, and where tokens go.
-
-    Returns:
-        The tree, [B] int32 the node of each row, N for none, and the places of their
-        tokens. If nodes or pages run out nothing changes but the overflow, and no row
-        has a node.
-    """
-    size = tree.num_nodes
-    doomed, keep = _drops(plan, live, jnp.where(ended, roots, size))
-    changed = accept_and_prune(tree, plan.accept, doomed, keep)
-    changed, node, storage = place_rows(changed, plan, live, draft_depth)
-    places = find_places(changed, storage, node < size)
-    overflow = changed.overflow | jnp.where(places.fit(changed), 0, OUT_OF_PAGES)
-    fits = overflow == 0
-    tree = choose(fits, changed, replace(tree, overflow=overflow))
-    return tree, jnp.where(fits, node, size), places
-
-
-def _drops(plan: Plan, live: jax.Array, ended_root: jax.Array):
-    """What a plan drops: what it prunes, rows that finish and ended requests.
-
-    Args:
-        plan: of the step.
-        live: [B] bool, rows that go on.
-        ended_root: [R] int32, N for none.
-
-    Returns:
-        [N] bool, nodes to drop with all below them, and nodes to keep otherwise.
-    """
-    size = plan.prune.shape[0]
-    node = jnp.where(plan.source >= 0, plan.source, size)
-    finished = jnp.where(plan.branch | (plan.finish == RUNNING), size, node)
-    doomed = tally(finished, size) + tally(ended_root, size) > 0
-    continued = tally(jnp.where(live, node, size), size) > 0
-    return plan.prune | doomed, plan.keep | continued
 
 
 def _write_log(state: DecodeState, plan: Plan, slots: Slots) -> jax.Array:

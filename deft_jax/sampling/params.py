@@ -71,7 +71,7 @@ class Sampling:
             raise DeftError(f"stop must hold strings that are not empty, got {stop!r}")
 
     def check(self, vocab_size: int) -> None:
-        """Checks what depends on the model.
+        """Check what depends on the model.
 
         Raises:
           DeftError: `logit_bias` names a token that the vocabulary does not have.

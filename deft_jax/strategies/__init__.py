@@ -1,0 +1,1 @@
+"""How trees grow: the protocol of planners, and those that come with it."""

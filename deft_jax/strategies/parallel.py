@@ -6,7 +6,8 @@ import re
 
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
-from deft_jax.results.generation_tree import GenerationTree, TreeNode
+from deft_jax.results.generation_tree import GenerationTree
+from deft_jax.results.tree_node import TreeNode
 from deft_jax.strategies.protocol import Plan, View
 
 LAST_NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)(?!.*\d)"

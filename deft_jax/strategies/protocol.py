@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax.capacity import Capacity
-from deft_jax.results.generation_tree import FinishReason
-from deft_jax.runtime.state import RequestTable
+from deft_jax.results.tree_node import FinishReason
+from deft_jax.sampling.request_table import RequestTable
 from deft_jax.tree.state import NO_NODE, Tree
 
 RUNNING = 0

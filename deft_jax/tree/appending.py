@@ -28,7 +28,7 @@ class Slots:
 
 
 def append(tree: Tree, node: jax.Array, token: jax.Array) -> tuple[Tree, Slots]:
-    """Appends one token per row to its node, in row order within a node.
+    """Append one token per row to its node, in row order within a node.
 
     Empty slots of the storage node's pages are filled first (a page is left with holes
     only by `accept`), then pages are taken from the free list.
@@ -103,7 +103,7 @@ def find_places(tree: Tree, storage: jax.Array, live: jax.Array) -> Places:
 def fill(
     tree: Tree, node: jax.Array, token: jax.Array, places: Places, fits: jax.Array
 ) -> tuple[Tree, Slots]:
-    """Puts the tokens of a step where there is room for them.
+    """Put the tokens of a step where there is room for them.
 
     Args:
         tree: the forest.

@@ -22,7 +22,7 @@ def prune(tree: Tree, doomed: jax.Array, keep: jax.Array | None = None) -> Tree:
 
 
 def accept(tree: Tree, tip: jax.Array) -> Tree:
-    """Keeps one path of each draft tree: its tokens become their trunk's own.
+    """Keep one path of each draft tree: its tokens become their trunk's own.
 
     The trunk of a draft is the node that owns its pages. Drafts of the same trunk that
     are not on the path from the trunk to the tip are dropped with all below them; their
@@ -145,7 +145,7 @@ def _remove(tree: Tree, gone: jax.Array, heir: jax.Array, bare: jax.Array) -> Tr
 
 
 def _push(stack, height, freed, first):
-    """Puts the indices of `freed` on a free list, those of `first` below the others.
+    """Put the indices of `freed` on a free list, those of `first` below the others.
 
     Returns:
         The list and its new height.

@@ -38,20 +38,20 @@ class Checkpoint(Protocol):
     config: LlamaConfig
 
     def names(self) -> tuple[str, ...]:
-        """Returns the names of all tensors, Hugging Face's where it has one."""
+        """Return the names of all tensors, Hugging Face's where it has one."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of a tensor without reading it."""
+        """Return the shape of a tensor without reading it."""
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor: float32, float16 or bfloat16, matrices [output, input]."""
+        """Return a tensor: float32, float16 or bfloat16, matrices [output, input]."""
         ...
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Opens a checkpoint; weights stay on disk until they are read.
+    """Open a checkpoint; weights stay on disk until they are read.
 
     source: `DEFAULT_MODEL`; else an existing GGUF file; else an existing folder of
         safetensors; else a hub id `org/name`, which is downloaded unless cached
@@ -72,7 +72,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 
 def check_shapes(config: LlamaConfig, checkpoint: Checkpoint) -> None:
-    """Checks, from headers alone, that a checkpoint has the tensors of its config.
+    """Check, from headers alone, that a checkpoint has the tensors of its config.
 
     A tensor that the config has no place for is an error, since leaving out a bias,
     say, would change what the model computes.

@@ -66,14 +66,14 @@ class GGUFCheckpoint:
         }
 
     def names(self) -> tuple[str, ...]:
-        """Returns the Hugging Face names of the tensors, in the file's order.
+        """Return the Hugging Face names of the tensors, in the file's order.
 
         A tensor that Llama does not have keeps its GGUF name.
         """
         return tuple(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of a tensor, without reading it.
+        """Return the shape of a tensor, without reading it.
 
         Raises:
             DeftError: there is no tensor of that name.
@@ -81,7 +81,7 @@ class GGUFCheckpoint:
         return _shape(self._tensor(name))
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor dequantised: float32, matrices [output, input].
+        """Return a tensor dequantised: float32, matrices [output, input].
 
         Raises:
             DeftError: there is no tensor of that name, or `gguf` cannot dequantise it.

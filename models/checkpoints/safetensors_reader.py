@@ -41,11 +41,11 @@ class SafetensorsCheckpoint:
         self._files = dict(_open_files(source))
 
     def names(self) -> tuple[str, ...]:
-        """Returns the names of the tensors, sorted within each file."""
+        """Return the names of the tensors, sorted within each file."""
         return tuple(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of a tensor, without reading it.
+        """Return the shape of a tensor, without reading it.
 
         Raises:
             DeftError: there is no tensor of that name.
@@ -53,7 +53,7 @@ class SafetensorsCheckpoint:
         return tuple(self._file(name).get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor in the dtype it is stored in: float32, float16 or bfloat16.
+        """Return a tensor in the dtype it is stored in: float32, float16 or bfloat16.
 
         Raises:
             DeftError: there is no tensor of that name, or it has another dtype.

@@ -37,7 +37,7 @@ _ALIGNMENT = 64
 
 
 def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every weight of the network under its own name.
+    """Return the shape of every weight of the network under its own name.
 
     Matrices are [input, output], but for an embedding that is not tied: [V, E].
     """
@@ -58,7 +58,7 @@ def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 def read_weights(
     config: LlamaConfig, read: Read, dtype: np.dtype, progress: Progress | None = None
 ) -> dict[str, jax.Array]:
-    """Returns the weights of the network by the names of `weight_shapes`.
+    """Return the weights of the network by the names of `weight_shapes`.
 
     config: of the checkpoint.
     read: called from `READERS` threads.
@@ -120,7 +120,7 @@ def _norm(name: str) -> str | None:
 def _put_transposed(
     weight: np.ndarray, column: int, tensor: np.ndarray, scale: np.ndarray | None
 ) -> int:
-    """Writes a tensor's rows to columns of a weight; returns the next free column.
+    """Write a tensor's rows to columns of a weight; return the next free column.
 
     `scale` is of the rows of the weight, float32.
     """

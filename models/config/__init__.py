@@ -1,0 +1,1 @@
+"""Shapes and constants of models, from the files that describe them."""

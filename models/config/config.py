@@ -62,18 +62,18 @@ class LlamaConfig:
         return sum(math.prod(shape) for shape in self.expected_tensors().values())
 
     def kv_bytes_per_token(self, dtype: npt.DTypeLike) -> int:
-        """Returns the bytes that K and V of one token take over all layers."""
+        """Return the bytes that K and V of one token take over all layers."""
         values = 2 * self.num_layers * self.num_kv_heads * self.head_dim
         return values * np.dtype(dtype).itemsize
 
     def inverse_frequencies(self) -> np.ndarray:
-        """Returns the rotary angle per position: [D / 2] float32, radians."""
+        """Return the rotary angle per position: [D / 2] float32, radians."""
         return inverse_frequencies(
             self.head_dim, self.rope_theta, self.rope_scaling, self.rope_factors
         )
 
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of every weight under its Hugging Face name.
+        """Return the shape of every weight under its Hugging Face name.
 
         Matrices are [output, input]; the order is that of a forward pass.
         """
@@ -107,7 +107,7 @@ class LlamaConfig:
     def from_hf(
         cls, values: Mapping[str, object], *, source: str = "config.json"
     ) -> "LlamaConfig":
-        """Reads the content of a Hugging Face config.json.
+        """Read the content of a Hugging Face config.json.
 
         values: the decoded JSON object
         source: what an error names
@@ -127,7 +127,7 @@ class LlamaConfig:
         rope_factors: tuple[float, ...] | None = None,
         source: str = "GGUF metadata",
     ) -> "LlamaConfig":
-        """Reads the metadata of a GGUF file of the llama architecture.
+        """Read the metadata of a GGUF file of the llama architecture.
 
         tie_embeddings: the file has no tensor `output.weight`
         rope_factors: content of its tensor `rope_freqs.weight`, [D / 2]

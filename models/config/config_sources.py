@@ -20,7 +20,7 @@ _HF_SUPPORTED = {
 
 
 def hf_arguments(values: Mapping[str, object], source: str) -> dict[str, Any]:
-    """Returns the arguments of `LlamaConfig` that a config.json holds.
+    """Return the arguments of `LlamaConfig` that a config.json holds.
 
     What is absent takes the default of transformers' `LlamaConfig`.
 
@@ -52,7 +52,7 @@ def hf_arguments(values: Mapping[str, object], source: str) -> dict[str, Any]:
 
 
 def gguf_arguments(values: Mapping[str, object], source: str) -> dict[str, Any]:
-    """Returns the arguments of `LlamaConfig` that GGUF metadata holds.
+    """Return the arguments of `LlamaConfig` that GGUF metadata holds.
 
     `tie_embeddings` and `rope_factors` are not among them: the tensors tell.
 

@@ -21,7 +21,7 @@ class Fields:
     source: str
 
     def error(self, key: str, supported: str) -> DeftError:
-        """Returns the error to raise for the value of `key`."""
+        """Return the error to raise for the value of `key`."""
         if self.values.get(key) is None:
             return DeftError(f"{self.source}: {key} is missing; expected {supported}")
         return DeftError(
@@ -29,7 +29,7 @@ class Fields:
         )
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """Returns the positive integer at `key`, or `default` where it is absent.
+        """Return the positive integer at `key`, or `default` where it is absent.
 
         Raises:
             DeftError: it is not a positive integer, or absent without a default.
@@ -42,7 +42,7 @@ class Fields:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Returns the positive finite number at `key`, or `default`.
+        """Return the positive finite number at `key`, or `default`.
 
         Raises:
             DeftError: it is not such a number, or absent without a default.
@@ -56,7 +56,7 @@ class Fields:
         raise self.error(key, "a positive number")
 
     def token_ids(self, key: str) -> tuple[int, ...]:
-        """Returns the token ids at `key`: one, a list of them, or none if absent.
+        """Return the token ids at `key`: one, a list of them, or none if absent.
 
         Raises:
             DeftError: a value is not an integer of 0 or more.
@@ -69,11 +69,11 @@ class Fields:
         return ids
 
     def token_id(self, key: str) -> int | None:
-        """Returns the one token id at `key`, the first of a list, or `None`."""
+        """Return the one token id at `key`, the first of a list, or `None`."""
         return next(iter(self.token_ids(key)), None)
 
     def flag(self, key: str, default: bool) -> bool:
-        """Returns the truth value at `key`, or `default` where it is absent.
+        """Return the truth value at `key`, or `default` where it is absent.
 
         Raises:
             DeftError: the value is neither true nor false.
@@ -86,7 +86,7 @@ class Fields:
         return value
 
     def require(self, key: str, supported: Iterable[object]) -> None:
-        """Checks that the value at `key` is one that the model implements.
+        """Check that the value at `key` is one that the model implements.
 
         supported: the values allowed; `None` among them allows absence
 
@@ -100,7 +100,7 @@ class Fields:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Returns the object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
         DeftError: the file cannot be read, is not JSON, or holds no object.

@@ -36,7 +36,7 @@ def inverse_frequencies(
     scaling: RopeScaling | None = None,
     factors: tuple[float, ...] | None = None,
 ) -> np.ndarray:
-    """Returns the angle per position of each rotated pair.
+    """Return the angle per position of each rotated pair.
 
     Equivalent to `ROPE_INIT_FUNCTIONS` of Hugging Face transformers for the types
     default, linear and llama3; computed in float64 and rounded once.
@@ -66,7 +66,7 @@ def _share_kept(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def rope_from_hf(fields: Fields) -> tuple[float, RopeScaling | None]:
-    """Reads `(theta, scaling)` from a config.json of any age.
+    """Read `(theta, scaling)` from a config.json of any age.
 
     `rope_parameters` is what transformers 5 writes, theta included; `rope_scaling`
     what older ones write, with the kind under `rope_type` or, older still, `type`.
@@ -106,7 +106,7 @@ def _llama3_from_hf(rope: Fields) -> RopeScaling:
 
 
 def rope_from_gguf(fields: Fields) -> tuple[float, RopeScaling | None]:
-    """Reads `(theta, scaling)` from GGUF metadata.
+    """Read `(theta, scaling)` from GGUF metadata.
 
     Llama-3 scaling is not among them: GGUF stores its divisors as a tensor.
 

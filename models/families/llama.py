@@ -29,7 +29,7 @@ class Attention(Protocol):
     """What a layer asks of the decoder: store the step's KV, then attend."""
 
     def __call__(self, heads: Projections, cache: Any) -> tuple[jax.Array, Any]:
-        """Returns the attention output [Q, H, D] and the layer's new cache.
+        """Return the attention output [Q, H, D] and the layer's new cache.
 
         Args:
             heads: of the query tokens, rotary positions not yet applied.
@@ -81,7 +81,7 @@ class Llama(nnx.Module):
     """
 
     def __init__(self, config: LlamaConfig, weights: Mapping[str, jax.Array]):
-        """Wraps weights that are on the device, by the names of `weight_shapes`."""
+        """Wrap weights that are on the device, by the names of `weight_shapes`."""
         self.config = config
         tied = config.tie_embeddings
         self.embedding = None if tied else nnx.Param(weights["embedding"])
@@ -103,7 +103,7 @@ class Llama(nnx.Module):
         dtype: jnp.dtype,
         progress: Progress | None = None,
     ) -> "Llama":
-        """Builds the network from tensors read a few at a time.
+        """Build the network from tensors read a few at a time.
 
         Args:
             config: of the checkpoint.

@@ -28,7 +28,7 @@ def render_chat_template(
     bos_token: str | None = None,
     eos_token: str | None = None,
 ) -> str:
-    """Returns the prompt that the template `source` makes of `messages`.
+    """Return the prompt that the template `source` makes of `messages`.
 
     source: Jinja source, None if the checkpoint has none.
     messages: turns, oldest first, each with at least `role` and `content`.

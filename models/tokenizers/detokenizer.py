@@ -16,7 +16,7 @@ SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 def _byte_level_alphabet() -> dict[int, int]:
-    """Maps the code point by which GPT-2 writes a byte to that byte.
+    """Map the code point by which GPT-2 writes a byte to that byte.
 
     Printable bytes are written as themselves, the rest as code points from 256 on.
     """
@@ -44,7 +44,7 @@ class PieceCodec:
 
     @classmethod
     def from_backend(cls, backend: tokenizers.Tokenizer) -> "PieceCodec":
-        """Reads the codec off the decoder of `backend`.
+        """Read the codec off the decoder of `backend`.
 
         Raises:
             DeftError: the decoder is neither byte-level nor SentencePiece.
@@ -93,7 +93,7 @@ class Detokenizer:
         skipped: Container[int] = (),
         strips_space: bool = False,
     ):
-        """Starts at the beginning of a sequence.
+        """Start at the beginning of a sequence.
 
         token_bytes: gives the bytes of a token id.
         skipped: token ids without text, such as special tokens.
@@ -105,20 +105,20 @@ class Detokenizer:
         self._pending = b""
 
     def push(self, token_id: int) -> str:
-        """Adds one token; returns the text it completes, often none."""
+        """Add one token; return the text it completes, often none."""
         if token_id in self._skipped:
             return ""
         return self._take(self._token_bytes(token_id), final=False)
 
     def flush(self) -> str:
-        """Returns what is left at the end: U+FFFD for an unfinished code point.
+        """Return what is left at the end: U+FFFD for an unfinished code point.
 
         Copies for the branches must be taken before, or they lose those bytes.
         """
         return self._take(b"", final=True)
 
     def copy(self) -> "Detokenizer":
-        """Returns an independent detokenizer in the same state."""
+        """Return an independent detokenizer in the same state."""
         twin = Detokenizer(
             self._token_bytes, skipped=self._skipped, strips_space=self._strips_space
         )
@@ -144,7 +144,7 @@ def _byte_level_bytes(piece: str) -> bytes:
 
 
 def _flat_decoders(decoder: Any) -> list[dict[str, Any]]:
-    """Describes the steps of a backend's decoder in order, as `tokenizer.json` does."""
+    """Describe the steps of a backend's decoder in order, as `tokenizer.json` does."""
     if decoder is None:
         return []
     # Its pickled state is the JSON form, which no public attribute gives.

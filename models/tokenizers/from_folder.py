@@ -13,7 +13,7 @@ from .tokenizer_parts import TokenizerParts
 
 
 def read_folder_tokenizer(path: Path) -> TokenizerParts:
-    """Reads `tokenizer.json` and, where they exist, the files that go with it.
+    """Read `tokenizer.json` and, where they exist, the files that go with it.
 
     path: folder that may also hold `tokenizer_config.json`, `chat_template.jinja`,
         `generation_config.json` and `config.json`.

@@ -38,7 +38,7 @@ _FAMILY_OF_PRE = {pre: family for family, pres in _FAMILIES.items() for pre in p
 
 
 def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> TokenizerParts:
-    """Builds the tokenizer of a GGUF file from the file's metadata.
+    """Build the tokenizer of a GGUF file from the file's metadata.
 
     metadata: plain Python values by their GGUF keys (`tokenizer.ggml.tokens`, ...).
 
@@ -109,7 +109,7 @@ def _bpe(
 
 
 def _byte_level(metadata: Mapping[str, Any]) -> tuple[Tokenizer, bool]:
-    """Returns the tokenizer, and whether its family begins prompts with BOS."""
+    """Return the tokenizer, and whether its family begins prompts with BOS."""
     pre = _optional(metadata, "pre", "default")
     family = _FAMILY_OF_PRE.get(pre)
     if family is None:
@@ -144,7 +144,7 @@ def _pre_tokenizer(family: str) -> pre_tokenizers.Sequence:
 
 
 def _sentencepiece(metadata: Mapping[str, Any]) -> tuple[Tokenizer, bool]:
-    """Returns the tokenizer, and that its family begins prompts with BOS."""
+    """Return the tokenizer, and that its family begins prompts with BOS."""
     pieces = _required(metadata, "tokens")
     unknown = [i for i, kind in enumerate(_token_types(metadata)) if kind == UNKNOWN]
     backend = _bpe(
@@ -168,7 +168,7 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> tuple[Tokenizer, bool]:
 
 
 def _merges_by_score(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Merges that build every normal piece out of two, the best score first.
+    """Merge that build every normal piece out of two, the best score first.
 
     SentencePiece keeps no merges: it joins the neighbours whose piece scores best.
     Other pieces take no part, or plain text could become a control token.
@@ -188,7 +188,7 @@ def _merges_by_score(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _add_tokens(backend: Tokenizer, metadata: Mapping[str, Any]) -> None:
-    """Declares the tokens that are matched before any merge, special or not."""
+    """Declare the tokens that are matched before any merge, special or not."""
     pieces, types = _required(metadata, "tokens"), _token_types(metadata)
     ends = {_optional(metadata, "bos_token_id"), *_eos_token_ids(metadata)}
     special, plain = [], []

@@ -18,7 +18,7 @@ class Tokenizer:
     """A checkpoint's vocabulary: encodes prompts, decodes answers, formats chats."""
 
     def __init__(self, parts: TokenizerParts):
-        """Wraps what a checkpoint says; see `from_folder` and `from_gguf`.
+        """Wrap what a checkpoint says; see `from_folder` and `from_gguf`.
 
         Raises:
             DeftError: the vocabulary is neither byte-level nor SentencePiece.
@@ -33,7 +33,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
-        """Reads a local folder laid out as Hugging Face checkpoints are.
+        """Read a local folder laid out as Hugging Face checkpoints are.
 
         Raises:
             DeftError: `tokenizer.json` is missing, or a file cannot be read.
@@ -42,7 +42,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
-        """Builds the tokenizer that the metadata of a GGUF file describes.
+        """Build the tokenizer that the metadata of a GGUF file describes.
 
         metadata: plain Python values by their GGUF keys.
 
@@ -78,7 +78,7 @@ class Tokenizer:
         add_special_tokens: bool = True,
         parse_special: bool = False,
     ) -> list[int]:
-        """Returns the token ids of `text`.
+        """Return the token ids of `text`.
 
         add_special_tokens: begin with BOS if the checkpoint asks for it; where the
             text itself begins with BOS, no second one is put before it.
@@ -106,7 +106,7 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """Returns the token ids of `apply_chat_template`, special tokens parsed.
+        """Return the token ids of `apply_chat_template`, special tokens parsed.
 
         Raises:
             DeftError: as `apply_chat_template` and `encode`.
@@ -122,7 +122,7 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        """Returns the prompt that the checkpoint's template makes of `messages`.
+        """Return the prompt that the checkpoint's template makes of `messages`.
 
         messages: turns, oldest first, each with at least `role` and `content`.
         add_generation_prompt: end with the opening of the assistant's turn.
@@ -140,7 +140,7 @@ class Tokenizer:
         )
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Returns the text of `ids`; U+FFFD stands for bytes that are not UTF-8.
+        """Return the text of `ids`; U+FFFD stands for bytes that are not UTF-8.
 
         Ids outside the vocabulary have no text.
         """
@@ -150,7 +150,7 @@ class Tokenizer:
         return text.removeprefix(" ") if self._codec.strips_space else text
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Returns the bytes one token stands for; none outside the vocabulary."""
+        """Return the bytes one token stands for; none outside the vocabulary."""
         data = self._bytes.get(token_id)
         if data is None:
             piece = self._piece(token_id)
@@ -162,7 +162,7 @@ class Tokenizer:
     def stream(
         self, context: Iterable[int] = (), *, skip_special_tokens: bool = True
     ) -> Detokenizer:
-        """Returns a detokenizer for the tokens that follow `context`.
+        """Return a detokenizer for the tokens that follow `context`.
 
         context: token ids that come before, such as the prompt; their text is not
             returned again. Without it the first token begins a text, and a

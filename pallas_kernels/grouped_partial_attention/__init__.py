@@ -1,0 +1,1 @@
+"""Partial attention of tiles of queries over the KV that they share."""

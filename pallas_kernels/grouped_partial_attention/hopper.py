@@ -233,7 +233,7 @@ def _kernel(
             return counts
 
         def park(queries):
-            """Moves the queries where wgmma reads them from shared memory."""
+            """Move the queries where wgmma reads them from shared memory."""
             _, tile = staging[0]
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             tile[...] = queries

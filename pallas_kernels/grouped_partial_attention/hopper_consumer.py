@@ -79,7 +79,7 @@ class Consumer:
         return State(*state), (count, mask_count)
 
     def merge(self, share: work.Share, state: State, counts):
-        """Adds the partial results of the later workers to a share's last tile.
+        """Add the partial results of the later workers to a share's last tile.
 
         They come through the rings of keys and of values in turn, in the order of the
         workers.
@@ -201,7 +201,7 @@ class _Rows(NamedTuple):
 
 
 def add_partial(state: State, out, lse) -> State:
-    """Adds a normalised partial result [64, D] with log-sum-exps [64] to a state."""
+    """Add a normalised partial result [64, D] with log-sum-exps [64] to a state."""
     peak = jnp.maximum(state.peak, lse)
     fade, weight = jnp.exp2(state.peak - peak), jnp.exp2(lse - peak)
     part = finite_share(out.astype(jnp.float32), weight)

@@ -37,7 +37,7 @@ class Output:
     interpreted: bool
 
     def send(self, piece: work.Piece, first, out, lse) -> None:
-        """Writes a complete tile to its place and a partial one to its slot.
+        """Write a complete tile to its place and a partial one to its slot.
 
         Args:
             piece: that is done.

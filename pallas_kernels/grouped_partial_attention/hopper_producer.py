@@ -80,7 +80,7 @@ class Producer:
         ring.drain(count)
 
     def _pages(self, pages_ref, ring: Ring):
-        """Copies all blocks; returns how many they are."""
+        """Copy all blocks; return how many they are."""
         spec = self.spec
         per_page, size = I32(spec.units_per_page), spec.config.unit_tokens
         rows, first = spec.copy_tokens, self._first_piece()
@@ -119,7 +119,7 @@ class Producer:
         return self._for_each_piece(piece)
 
     def _partials(self, partials: Partials, ring: Ring, turn: int, count):
-        """Copies every second partial result that the consumers merge.
+        """Copy every second partial result that the consumers merge.
 
         The barrier of a stage counts the copies of a block of pages: one of them brings
         the log-sum-exps, the others the rows.

@@ -181,7 +181,7 @@ def _kernel(
         return tuple(carry)
 
     def send(piece: work.Piece, out, lse):
-        """Writes a finished tile to its place and a partial one to its slot."""
+        """Write a finished tile to its place and a partial one to its slot."""
         pair = piece.head * spec.num_tiles + piece.index
         alone = pieces_ref[pair, 1] == 1
 

@@ -60,7 +60,7 @@ class Fetch:
     full: Any
 
     def start(self) -> Cursor:
-        """Copies all but one of the stages' blocks; returns what comes next."""
+        """Copy all but one of the stages' blocks; return what comes next."""
         head, index, position, left, *_ = work.Share.read(self.worker_ref, self.worker)
         tile = work.Tile.read(self.worker_ref, self.worker, work.SHARE_FIELDS)
         cursor = self._settle(Cursor(head, index, tile, position, left, I32(0)))
@@ -69,7 +69,7 @@ class Fetch:
         return cursor
 
     def next(self, cursor: Cursor) -> Cursor:
-        """Copies the next block of the share, if there is one, and steps on."""
+        """Copy the next block of the share, if there is one, and steps on."""
         busy = cursor.left > 0
         pl.when(busy)(lambda: self._copy(cursor))
         step = jnp.where(busy, I32(1), I32(0))
@@ -82,7 +82,7 @@ class Fetch:
         )
 
     def wait(self, count, copied):
-        """Waits for block `count`, with `copied` blocks on their way; its stage."""
+        """Wait for block `count`, with `copied` blocks on their way; its stage."""
         stages = self.spec.config.stages
         slot = lax.rem(count, I32(stages))
         if self.full is not None:
@@ -143,7 +143,7 @@ class Fetch:
             plgpu.copy_gmem_to_smem(source, target, oob_mode=in_bounds)
 
     def _settle(self, cursor: Cursor) -> Cursor:
-        """Passes over ended tiles and over those that see nothing."""
+        """Pass over ended tiles and over those that see nothing."""
 
         def between(cursor: Cursor):
             return (cursor.left > 0) & (cursor.position >= cursor.tile.blocks)

@@ -30,7 +30,7 @@ class Ring:
         return lax.rem(count, jnp.int32(self.stages))
 
     def wait_free(self, count):
-        """Waits until the stage of the `count`-th block is free; returns it."""
+        """Wait until the stage of the `count`-th block is free; return it."""
         slot = self.slot(count)
 
         @pl.when(count >= self.stages)
@@ -40,7 +40,7 @@ class Ring:
         return slot
 
     def drain(self, count) -> None:
-        """Waits until all of `count` blocks are consumed."""
+        """Wait until all of `count` blocks are consumed."""
         for i in range(self.stages):
 
             @pl.when(i < count)
@@ -48,7 +48,7 @@ class Ring:
                 plgpu.barrier_wait(self.free.at[self.slot(count - 1 - i)])
 
     def wait_full(self, slot) -> None:
-        """Waits for the copies into a stage."""
+        """Wait for the copies into a stage."""
         plgpu.barrier_wait(self.full.at[slot])
 
     def release(self, slot) -> None:
@@ -56,6 +56,6 @@ class Ring:
         plgpu.barrier_arrive(self.free.at[slot])
 
     def skip(self, slot) -> None:
-        """Passes over a stage that this warpgroup does not need."""
+        """Pass over a stage that this warpgroup does not need."""
         self.wait_full(slot)
         self.release(slot)

@@ -110,7 +110,7 @@ class Piece(NamedTuple):
 def for_each_piece(
     spec: KernelSpec, worker_ref, tile_ref, worker, body: Callable, carry
 ):
-    """Runs `carry = body(piece, carry)` for each piece of a share, in order."""
+    """Run `carry = body(piece, carry)` for each piece of a share, in order."""
     head, index, begin, left, count, *_ = Share.read(worker_ref, worker)
     tile = Tile.read(worker_ref, worker, SHARE_FIELDS)
 

@@ -1,0 +1,1 @@
+"""What the kernels share of Mosaic GPU."""

@@ -14,7 +14,7 @@ ACC = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 
 
 def store_rows(ref, value) -> None:
-    """Stores registers to a ref of any alignment; JAX 0.12 has to be told so."""
+    """Store registers to a ref of any alignment; JAX 0.12 has to be told so."""
     if store := getattr(plgpu, "store", None):
         store(ref, value, optimized=False)
     else:

@@ -26,7 +26,7 @@ _RAISE = "fence.proxy.async; st.release.gpu.b32 [$0], 1;"
 
 
 def raise_flag(flag) -> None:
-    """Sets a flag once everything that this warpgroup stored is seen by the GPU.
+    """Set a flag once everything that this warpgroup stored is seen by the GPU.
 
     Its stores and copies must have ended (`wait_smem_to_gmem(0)`).
 
@@ -43,7 +43,7 @@ def raise_flag(flag) -> None:
 
 
 def await_flags(flags, worker, begin, step: int, stop, halves) -> None:
-    """Waits in one warp for flags and lowers them; later copies see what they mean.
+    """Wait in one warp for flags and lowers them; later copies see what they mean.
 
     The lanes wait side by side, as a wait takes a round trip to the L2 cache.
 
@@ -84,7 +84,7 @@ def _run(code: str, ref=None) -> None:
 
 
 def store_by_row(values, out, first, head, rows: int) -> None:
-    """Stores one value per row of a tile, where the tile's queries end too.
+    """Store one value per row of a tile, where the tile's queries end too.
 
     Args:
         values: [64] ref in shared memory, written before a barrier of the warpgroup.

@@ -83,7 +83,7 @@ def load(ref, at, count: int):
 
 
 def store(ref, at, values, inside) -> None:
-    """Stores what `load` loads, in threads where `inside` is true or None."""
+    """Store what `load` loads, in threads where `inside` is true or None."""
     count, size = values.type.shape[0], utils.bytewidth(values.type.element_type)
     if inside is None:
         llvm.store(values, _pointer(ref, at), alignment=count * size)

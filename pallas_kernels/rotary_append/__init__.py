@@ -1,0 +1,1 @@
+"""Scaling, rotating and storing a step's heads."""

@@ -61,7 +61,7 @@ def rotate_heads(row, scratch, source, first, cos, sin, target, to, *, count, ep
 
 
 def copy_heads(row, scratch, source, first, target, to, *, count, eps):
-    """Stores heads as they are but for the scale; arguments as of `rotate_heads`."""
+    """Store heads as they are but for the scale; arguments as of `rotate_heads`."""
     parts = source.shape[-1] // PAIRS
 
     @plgpu.inline_mgpu(arg_types=(*[REF] * 4, SCALAR, SCALAR))

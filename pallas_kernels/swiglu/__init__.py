@@ -1,0 +1,1 @@
+"""Scaling and gating the projections of the MLP."""

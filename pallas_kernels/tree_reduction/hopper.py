@@ -142,7 +142,7 @@ class _Reader:
     lse_ref: Any
 
     def add(self, step, state):
-        """Adds AT_ONCE partial results to a state."""
+        """Add AT_ONCE partial results to a state."""
         read = [self._read(step * AT_ONCE + i) for i in range(AT_ONCE)]
         state = State(*state)
         peak = state.peak

@@ -97,7 +97,7 @@ def _kernel(
 
 
 def _merge(tile: MmaTile, state, part_out, part_lse):
-    """Adds a normalised part to a state (out, peak, total) with natural logs."""
+    """Add a normalised part to a state (out, peak, total) with natural logs."""
     out, peak, total = state
     highest = jnp.maximum(peak, part_lse)
     fade, weight = jnp.exp(peak - highest), jnp.exp(part_lse - highest)

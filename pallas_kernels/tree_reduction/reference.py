@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def tree_reduction_reference(
     out: jax.Array, lse: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Merges partial results over disjoint sets of tokens (DeFT section 3.2, stage 2).
+    """Merge partial results over disjoint sets of tokens (DeFT section 3.2, stage 2).
 
     Args:
         out: [S, ..., D], partial outputs, each normalised over its own tokens.

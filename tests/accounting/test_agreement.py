@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deft_jax.accounting.methods import count_io, saved, total
+from deft_jax.accounting.methods import count_io, total
 from deft_jax.accounting.sizes import AttentionSizes, KernelSizes, kv_bytes
 from deft_jax.accounting.tree_steps import TreeSteps, replay
 from deft_jax.attention.grouping import group
 from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.kernel_inputs import partial_bytes, prepare
-from deft_jax.attention.xla import Logits
+from deft_jax.attention.schedule import partial_bytes, prepare
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.bench.trees.level_tree import level_tree
 from deft_jax.pallas_kernels.kernel_spec import KernelSpec
+from deft_jax.results.counters import share_saved
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.tree.state import NO_NODE
@@ -41,7 +42,7 @@ def scheduled(nodes, tokens, heads) -> tuple[TreeSteps, KernelSpec, int]:
     pages = tree.slot_node.shape[0], heads.num_kv, 16, heads.head_dim
     q = jax.ShapeDtypeStruct((nodes[-1], heads.num_q, heads.head_dim), jnp.bfloat16)
     k = jax.ShapeDtypeStruct(pages, jnp.bfloat16)
-    spec = make_spec(q, k, Logits(1.0, None, None), num_workers=132)
+    spec = make_spec(q, k, AttentionSpec(1.0, None, None), num_workers=132)
 
     @jax.jit
     def written():
@@ -111,7 +112,7 @@ def test_generation_reports_the_account():
     )
     stats = results[0].stats
     assert (stats.kv_bytes_read, stats.kv_bytes_read_per_sequence) == (shared, alone)
-    assert stats.kv_read_saved == saved(shared, alone) > 0.1
+    assert stats.kv_read_saved == share_saved(shared, alone) > 0.1
     assert kv_bytes(stats.kv_tokens_read, sizes) == shared
 
 
@@ -132,7 +133,7 @@ def test_the_gpu_counts_what_the_account_says(row):
     q = row["leaves"], heads["num_q_heads"], heads["head_dim"]
     pages = tree.num_pages, heads["num_kv_heads"], 16, heads["head_dim"]
     q, k_pages = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (q, pages))
-    spec = make_spec(q, k_pages, Logits(1.0, None, None), num_workers=132)
+    spec = make_spec(q, k_pages, AttentionSpec(1.0, None, None), num_workers=132)
     once = count_io("deft_flatten", steps, sizes)
     tiled = count_io("deft_flatten", steps, sizes, KernelSizes.of(spec))
     # Outputs and partial results are written too, the one as large as the queries.

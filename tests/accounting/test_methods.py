@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deft_jax.accounting.methods import (
-    METHODS,
-    IOAccount,
-    Method,
-    count_io,
-    saved,
-    total,
-)
+from deft_jax.accounting.methods import METHODS, IOAccount, Method, count_io, total
 from deft_jax.accounting.sizes import AttentionSizes, KernelSizes
 from deft_jax.accounting.tree_steps import TreeSteps, few_shot, replay
 from deft_jax.errors import DeftError
+from deft_jax.results.counters import share_saved
 from deft_jax.tree.state import NO_NODE
 
 WORKLOADS = Path(__file__).parents[2] / "bench" / "workloads"
@@ -84,7 +78,7 @@ def test_paper_deft_flatten(column: str):
 @pytest.mark.parametrize("column", PAPER)
 def test_paper_kv_saved(column: str):
     tree, paths = (mean_account(column, m)[0] for m in ("deft_flatten", "radix"))
-    assert round(100 * saved(tree, paths), 1) == PAPER[column][4]
+    assert round(100 * share_saved(tree, paths), 1) == PAPER[column][4]
 
 
 @pytest.mark.parametrize("column", ["b=20", "b=30", "b=50"])
@@ -193,8 +187,8 @@ def test_dead_nodes_and_idle_steps_are_not_read():
 
 def test_saving_is_against_the_sequences():
     tree, paths = (count_io(m, TINY, TINY_SIZES) for m in ("deft_flatten", "radix"))
-    assert tree.kv_saved(paths) == 1 - 10 / 13
-    assert IOAccount().kv_saved(IOAccount()) == 0
+    assert share_saved(tree.kv_bytes, paths.kv_bytes) == 1 - 10 / 13
+    assert share_saved(0, 0) == 0
 
 
 @st.composite

@@ -32,7 +32,7 @@ def refused(
     implementation: str | None = None,
     **options,
 ) -> None:
-    """Asserts that the op raises a ValueError with just this message."""
+    """Assert that the op raises a ValueError with just this message."""
     q, k, v = map(jnp.zeros, shapes, dtypes)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         tree_attention(

@@ -20,8 +20,9 @@ from deft_jax.attention.grouping import (
     group_arrays,
 )
 from deft_jax.tree.appending import append
+from deft_jax.tree.branching import branch
 from deft_jax.tree.pruning import accept, prune
-from deft_jax.tree.state import NO_NODE, Tree, branch
+from deft_jax.tree.state import NO_NODE, Tree
 from tests.support.forest_plans import Limits, Plan, plans
 from tests.support.forests import Forest, grow, walk_paths
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from deft_jax.attention import device as device_module
 from deft_jax.attention import implementations
 from deft_jax.attention.implementations import (
     default_implementation,
@@ -24,11 +25,11 @@ def arrays(dtype="bfloat16", head_dim=128, page_size=64, queries=4):
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch):
-    """Sets the compute capability; warnings are given anew."""
+    """Set the compute capability; warnings are given anew."""
     implementations._warn_once.cache_clear()
 
     def pretend(capability):
-        monkeypatch.setattr(implementations, "compute_capability", lambda: capability)
+        monkeypatch.setattr(device_module, "compute_capability", lambda: capability)
 
     yield pretend
     implementations._warn_once.cache_clear()

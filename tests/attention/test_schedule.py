@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deft_jax.attention import schedule as schedule_module
+from deft_jax.attention import units as units_module
 from deft_jax.attention.grouping import Grouping, group
-from deft_jax.attention.schedule import (
-    BOTH,
-    FIRST_HALF,
-    SECOND_HALF,
-    WHOLE,
-    Schedule,
-    Tiling,
-    make_schedule,
-)
+from deft_jax.attention.schedule import Schedule, make_schedule
+from deft_jax.attention.spec import Tiling
+from deft_jax.attention.units import BOTH, FIRST_HALF, SECOND_HALF, WHOLE
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
 from deft_jax.tree import counting as counts_module
@@ -334,10 +328,10 @@ def test_small_and_large_trees_are_scheduled_alike(plan: Plan, monkeypatch):
         schedule = jax.jit(lambda x: make_schedule(x, tiling))(grouping)
         return jax.device_get((grouping, schedule))
 
-    for module in (counts_module, schedule_module):
+    for module in (counts_module, units_module):
         monkeypatch.setattr(module, "MAX_COMPARED", 2**30)
     compared = schedules()
-    for module in (counts_module, schedule_module):
+    for module in (counts_module, units_module):
         monkeypatch.setattr(module, "MAX_COMPARED", 0)
     jax.tree.map(np.testing.assert_array_equal, compared, schedules())
     units = compared[1].unit.reshape(len(compared[1].tile), -1)

@@ -10,6 +10,7 @@ import pytest
 
 from deft_jax.attention import hopper as mosaic
 from deft_jax.attention import tuned_sizes as tuning
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.attention.tuned_sizes import (
     Entry,
     Key,
@@ -18,7 +19,6 @@ from deft_jax.attention.tuned_sizes import (
     read_table,
     write_table,
 )
-from deft_jax.attention.xla import Logits
 from deft_jax.errors import DeftError
 from deft_jax.pallas_kernels.kernel_spec import SHARED_BYTES, KernelConfig
 from tests.support.shapes import HEADS, Heads
@@ -48,7 +48,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def spec(num_queries=16, heads=(32, 8), head_dim=128, window=None, config=None):
     q = jnp.zeros((num_queries, heads[0], head_dim), jnp.bfloat16)
     k = jnp.zeros((1, heads[1], 64, head_dim), jnp.bfloat16)
-    return mosaic.make_spec(q, k, Logits(1.0, window, None), config=config)
+    return mosaic.make_spec(q, k, AttentionSpec(1.0, window, None), config=config)
 
 
 def test_rows_are_powers_of_two_within_limits():

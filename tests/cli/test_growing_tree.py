@@ -1,7 +1,7 @@
 import pytest
 
 from deft_jax.cli.growing_tree import GrowingTree
-from deft_jax.results.generation_tree import TokenEvent
+from deft_jax.results.tree_node import TokenEvent
 
 
 def grow(tree, node, *logprobs, parent=0, text="x", reason=None):

@@ -9,13 +9,10 @@ from rich.console import Console
 from deft_jax.cli.growing_tree import GrowingTree
 from deft_jax.cli.live_layout import Activity, screen_lines
 from deft_jax.cli.live_view import LiveView
-from deft_jax.results.generation_tree import (
-    GenerationTree,
-    Status,
-    TokenEvent,
-    TreeNode,
-)
+from deft_jax.results.counters import Status
+from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.render import plain
+from deft_jax.results.tree_node import TokenEvent, TreeNode
 
 DECODING = Status(
     phase="decode",

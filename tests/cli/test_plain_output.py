@@ -4,12 +4,9 @@ import pytest
 
 from deft_jax.cli.plain_output import JsonOutput, TextStream, TreeOutput
 from deft_jax.cli.view import counters
-from deft_jax.results.generation_tree import (
-    GenerationTree,
-    Status,
-    TokenEvent,
-    TreeNode,
-)
+from deft_jax.results.counters import Status
+from deft_jax.results.generation_tree import GenerationTree
+from deft_jax.results.tree_node import TokenEvent, TreeNode
 
 
 def event(text, reason=None):

@@ -1,4 +1,4 @@
-"""Prompts in, trees out: what the engine accepts, returns and refuses."""
+"""Prompts in, trees out: what the engine accepts, return and refuses."""
 
 from collections import Counter
 

@@ -4,7 +4,7 @@ import pytest
 
 from deft_jax.engine.host_tree import Record
 from deft_jax.models.tokenizers.detokenizer import Detokenizer
-from deft_jax.results.generation_tree import ROOT
+from deft_jax.results.tree_node import ROOT
 from tests.support.tiny_model import EOS
 
 
@@ -32,7 +32,7 @@ def new_record(*stop, prompt=(7, 8)):
 
 
 def grow(record, node, *tokens, reason=None):
-    """Adds tokens of log-probability -1; the last one carries the reason."""
+    """Add tokens of log-probability -1; the last one carries the reason."""
     events = [record.grow(node, token, -1.0, None) for token in tokens[:-1]]
     return [*events, record.grow(node, tokens[-1], -1.0, reason)]
 
@@ -124,7 +124,7 @@ def test_close_leaves_a_lone_prompt_open():
 
 
 def draft_chain(record, parent, *tokens):
-    """One draft per token, each below the one before; returns their ids."""
+    """One draft per token, each below the one before; return their ids."""
     ids = []
     for token in tokens:
         parent = record.branch(parent, draft=True)

@@ -8,7 +8,7 @@ import pytest
 
 from deft_jax.engine.host_tree import Record
 from deft_jax.engine.log_replay import Replay
-from deft_jax.results.generation_tree import ROOT
+from deft_jax.results.tree_node import ROOT
 from deft_jax.runtime.state import StepLog
 from deft_jax.strategies.protocol import LENGTH, STOP
 from deft_jax.tree.state import NO_NODE

@@ -144,13 +144,13 @@ def test_other_dtypes_are_refused(source: Path, dtype):
 
 
 def damage_tokenizer(folder: Path) -> str:
-    """Takes the tokenizer away."""
+    """Take the tokenizer away."""
     (folder / "tokenizer.json").unlink()
     return f"expected tokenizer.json in {folder}, found none"
 
 
 def damage_shapes(folder: Path) -> str:
-    """Makes the config ask for another width of the MLP."""
+    """Make the config ask for another width of the MLP."""
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"intermediate_size": 96}
     path.write_text(json.dumps(config))
@@ -194,7 +194,7 @@ def test_a_failing_tensor_ends_the_load():
 
 
 def fails(source: Path, message: str) -> None:
-    """Asserts that loading fails in one line that holds the message."""
+    """Assert that loading fails in one line that holds the message."""
     with pytest.raises(DeftError) as caught:
         load_model(source)
     assert message in str(caught.value)

@@ -6,7 +6,9 @@ import networkx
 import pytest
 
 from deft_jax.errors import DeftError
-from deft_jax.results.generation_tree import GenerationTree, Status, TreeNode
+from deft_jax.results.counters import Status
+from deft_jax.results.generation_tree import GenerationTree
+from deft_jax.results.tree_node import TreeNode
 
 
 def node(id, parent, text="", logprobs=(), **fields):

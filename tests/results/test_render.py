@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from deft_jax.results.generation_tree import GenerationTree, Status, TreeNode
+from deft_jax.results.counters import Status
+from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.outline import merge_chains, outline
 from deft_jax.results.terminal_text import (
     excerpt,
@@ -13,6 +14,7 @@ from deft_jax.results.terminal_text import (
     tail,
     wrap,
 )
+from deft_jax.results.tree_node import TreeNode
 
 ANY_TEXT = st.text(
     st.one_of(

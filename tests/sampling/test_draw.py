@@ -14,7 +14,7 @@ def device_rows(requests, bias_capacity=4):
 
 
 def draw(logits, requests, stream=None, position=None, seen=None):
-    """Samples one token per row; streams and positions count up from 0 by default."""
+    """Sample one token per row; streams and positions count up from 0 by default."""
     num_rows = len(logits)
     stream = np.arange(num_rows) if stream is None else stream
     position = np.zeros(num_rows) if position is None else position

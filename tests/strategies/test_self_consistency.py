@@ -2,7 +2,9 @@
 
 import pytest
 
-from deft_jax.results.generation_tree import GenerationTree, Status, TreeNode
+from deft_jax.results.counters import Status
+from deft_jax.results.generation_tree import GenerationTree
+from deft_jax.results.tree_node import TreeNode
 from deft_jax.strategies.parallel import SelfConsistency, normalise_answer
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deft_jax.results.generation_tree import ROOT
+from deft_jax.results.tree_node import ROOT
 from deft_jax.sampling.params import Sampling
 from tests.support.strategies.beam_search import BeamSearch
 from tests.support.strategies.best_first import BestFirst
@@ -180,7 +180,7 @@ def test_speculative_decoding_equals_plain_decoding(name):
 
 @pytest.fixture
 def decode_steps(monkeypatch):
-    """Steps of each burst that the engine runs."""
+    """Step of each burst that the engine runs."""
     steps = []
     decode = tiny_engine().decode
 

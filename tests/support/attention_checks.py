@@ -83,7 +83,7 @@ def inputs(case: Case, forest: Forest, seed: int) -> Inputs:
 
 
 def check(case: Case, plan: Plan, implementation: str) -> None:
-    """Compares with the oracle, which gets a clean pool, and two runs bit for bit."""
+    """Compare with the oracle, which gets a clean pool, and two runs bit for bit."""
     args = inputs(case, grow(plan), plan.seed)
     expected = attend(
         args.q, *args.clean, args.grouping, **case.options, implementation="reference"

@@ -100,7 +100,7 @@ def plans(draw: st.DrawFn, limits: Limits) -> Plan:
 
 
 def sketch(plan: Plan, rng: np.random.Generator) -> Sketch:
-    """Makes the plan's random choices."""
+    """Make the plan's random choices."""
     parents = _choose_parents(plan, rng)
     owners = _choose_owners(plan, parents, rng)
     tokens = _place_tokens(plan, owners, rng)
@@ -131,7 +131,7 @@ def _choose_owners(plan, parents, rng):
 
 
 def _place_tokens(plan, owners, rng):
-    """Fills pages in random order; while they last each node may open one."""
+    """Fill pages in random order; while they last each node may open one."""
     free = rng.permutation(plan.limits.pages).tolist()
     room = defaultdict(list)
     tokens = [[] for _ in owners]

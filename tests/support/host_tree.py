@@ -63,7 +63,7 @@ class HostTree:
         self.nodes: dict[int, Node] = {}
 
     def branch(self, node: int, parent: int | None, draft: bool = False) -> None:
-        """Adds an empty node; a root is never a draft."""
+        """Add an empty node; a root is never a draft."""
         assert node not in self.nodes, f"node {node} is live"
         start = 0
         if parent is not None:
@@ -72,13 +72,13 @@ class HostTree:
         self.nodes[node] = Node(parent, start, draft and parent is not None)
 
     def append(self, node: int, token: int, place: Place) -> int:
-        """Adds a token to a node; returns its position."""
+        """Add a token to a node; return its position."""
         position = self.nodes[node].stop
         self.nodes[node].tokens.append(Token(token, position, place))
         return position
 
     def prune(self, doomed: Iterable[int], keep: Container[int] = ()) -> None:
-        """Drops subtrees, and the ancestors they leave without a leaf up to one of
+        """Drop subtrees, and the ancestors they leave without a leaf up to one of
         `keep`."""
         for node in doomed:
             while node in self.nodes:
@@ -89,7 +89,7 @@ class HostTree:
                 node = parent
 
     def accept(self, tip: int) -> None:
-        """Moves the tokens of the drafts on the path to the tip into their trunk; drops
+        """Move the tokens of the drafts on the path to the tip into their trunk; drops
         the trunk's other drafts with all below them.
 
         A tip that an earlier call dropped is ignored.
@@ -121,7 +121,7 @@ class HostTree:
         return all(self.nodes[child].draft for child in children)
 
     def _drop(self, node: int) -> None:
-        """Removes a node and all below it."""
+        """Remove a node and all below it."""
         parent = self.nodes[node].parent
         if parent is not None:
             self.nodes[parent].children.remove(node)

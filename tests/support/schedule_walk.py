@@ -6,14 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deft_jax.attention.schedule import (
-    BOTH,
-    FIRST_HALF,
-    SECOND_HALF,
-    WHOLE,
-    Schedule,
-    Tiling,
-)
+from deft_jax.attention.schedule import Schedule
+from deft_jax.attention.spec import Tiling
+from deft_jax.attention.units import BOTH, FIRST_HALF, SECOND_HALF, WHOLE
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 
 

@@ -1,5 +1,5 @@
 """Attention heads of real models, one name for tests and benchmarks."""
 
-from deft_jax.attention.heads import HEADS, Heads
+from deft_jax.attention.spec import HEADS, Heads
 
 __all__ = ["HEADS", "Heads"]

@@ -83,7 +83,7 @@ class LoneSequence(NamedTuple):
 
 
 def decode_alone(prompt: str, sampling: Sampling, stream: int = 0) -> LoneSequence:
-    """Decodes one sequence as branch `stream` of a request."""
+    """Decode one sequence as branch `stream` of a request."""
     prompt_ids = AsciiTokenizer().encode(prompt)
     tokens = np.zeros(CONFIG.context_length, np.int32)
     tokens[: len(prompt)] = prompt_ids

@@ -17,7 +17,7 @@ def row_errors(actual: jax.Array | np.ndarray, expected: jax.Array | np.ndarray)
 
 
 def assert_attention_close(actual, expected, dtype: str = "float32") -> None:
-    """Asserts that two pairs of out [..., D] and lse [...] agree, blind rows exactly.
+    """Assert that two pairs of out [..., D] and lse [...] agree, blind rows exactly.
 
     A difference of logs is a relative error, so lse is held to the same tolerance.
     """

@@ -8,7 +8,7 @@ from tests.support.host_tree import HostTree
 
 
 def check(tree: Tree, model: HostTree) -> None:
-    """Asserts that every array of a tree says what the model says."""
+    """Assert that every array of a tree says what the model says."""
     tree = jax.device_get(tree)
     _check_nodes(tree, model)
     _check_depth_first_numbers(tree, model)
@@ -17,7 +17,7 @@ def check(tree: Tree, model: HostTree) -> None:
 
 
 def assert_same(actual: Tree, expected: Tree) -> None:
-    """Asserts that two trees are equal bit for bit, shapes and types too."""
+    """Assert that two trees are equal bit for bit, shapes and types too."""
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a, b, strict=True), actual, expected
     )

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 from jax import lax
 
-from deft_jax.tree import pruning
-from deft_jax.tree import state as operations
+from deft_jax.tree import branching, pruning
 from deft_jax.tree.appending import append
 from deft_jax.tree.state import NO_NODE, OUT_OF_PAGES, Tree, replace
 from tests.support.tree_invariants import assert_same
 
 NODES, PAGES, ROWS = 6, 5, 12
 
-branch = jax.jit(operations.branch)
+branch = jax.jit(branching.branch)
 prune = jax.jit(pruning.prune)
 accept = jax.jit(pruning.accept)
 jitted = jax.jit(append)
@@ -23,7 +22,7 @@ def ints(values):
 
 
 def children(tree, *parents, draft=False):
-    """Adds a child per parent; returns the tree and the children."""
+    """Add a child per parent; return the tree and the children."""
     rows = ints([*parents, *[0] * (3 - len(parents))])
     mask = jnp.arange(3) < len(parents)
     tree, nodes = branch(tree, rows, mask, jnp.full(3, draft))
@@ -37,7 +36,7 @@ def roots(count, page_size=4):
 
 
 def grow(tree, nodes):
-    """Appends one token to each node; returns the tree and the rows' slots."""
+    """Append one token to each node; return the tree and the rows' slots."""
     rows = ints([*nodes, *[NODES] * (ROWS - len(nodes))])
     tree, slots = jitted(tree, rows, jnp.arange(100, 100 + ROWS, dtype=jnp.int32))
     return tree, jax.tree.map(lambda x: x[: len(nodes)].tolist(), slots)

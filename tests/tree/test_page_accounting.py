@@ -15,8 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from deft_jax.tree import pruning
-from deft_jax.tree import state as tree_module
+from deft_jax.tree import branching, pruning
 from deft_jax.tree.appending import append
 from deft_jax.tree.state import NO_NODE, OUT_OF_NODES, OUT_OF_PAGES, Tree, replace
 from tests.support.host_tree import HostTree
@@ -50,7 +49,7 @@ def up_to(most, nodes, key=None):
     return st.lists(any_of(nodes), min_size=1, max_size=most, unique_by=key)
 
 
-branch = compiled(tree_module.branch)
+branch = compiled(branching.branch)
 grow = compiled(append)
 prune = compiled(pruning.prune)
 accept = compiled(pruning.accept)
@@ -105,7 +104,7 @@ class ForestMachine(RuleBasedStateMachine):
         self._branch(data.draw(rows, label="parent, mask, draft"))
 
     def _branch(self, rows):
-        """Adds a child for each (parent, mask, draft); returns the new nodes."""
+        """Add a child for each (parent, mask, draft); return the new nodes."""
         rows = rows + [(0, False, False)] * (BRANCH_ROWS - len(rows))
         parent, mask, draft = (np.array(column) for column in zip(*rows, strict=True))
         before = self.tree
@@ -122,7 +121,7 @@ class ForestMachine(RuleBasedStateMachine):
         return [node for node in nodes if node < before.num_nodes]
 
     def _refused(self, before, bit):
-        """Asserts that nothing changed but one bit of `overflow`, and clears it."""
+        """Assert that nothing changed but one bit of `overflow`, and clears it."""
         assert_same(self.tree, replace(before, overflow=before.overflow | bit))
         self.tree = before
         return []
@@ -134,7 +133,7 @@ class ForestMachine(RuleBasedStateMachine):
     @precondition(has_free_pages)
     @rule(data=st.data(), interleave=st.booleans())
     def append(self, data, interleave):
-        """Appends runs of tokens to several nodes, with idle rows between them."""
+        """Append runs of tokens to several nodes, with idle rows between them."""
         size = self.tree.page_size
         node = st.sampled_from([*self._childless(), self.tree.num_nodes])
         length = st.sampled_from([1, 1, 2, 3, size - 1, size, size + 1, 2 * size])
@@ -145,7 +144,7 @@ class ForestMachine(RuleBasedStateMachine):
         self._append([node for _, node in rows][:APPEND_ROWS])
 
     def _append(self, nodes):
-        """Appends a fresh token to each node; returns false if pages ran out."""
+        """Append a fresh token to each node; return false if pages ran out."""
         before, free = self.tree, self.tree.num_nodes
         rows = nodes + [free] * (APPEND_ROWS - len(nodes))
         tokens = [next(self.token) for _ in rows]
@@ -161,7 +160,7 @@ class ForestMachine(RuleBasedStateMachine):
         return fits
 
     def _record(self, rows, tokens, slots):
-        """Asserts that each row has a slot or is idle, and tells the model."""
+        """Assert that each row has a slot or is idle, and tells the model."""
         columns = slots.node, slots.page, slots.slot, slots.position
         places = np.stack(columns, axis=1).tolist()
         idle = [self.tree.num_nodes, self.tree.num_pages, 0, 0]
@@ -189,7 +188,7 @@ class ForestMachine(RuleBasedStateMachine):
     @precondition(has_drafts)
     @rule(data=st.data())
     def accept(self, data):
-        """Accepts draft paths of several trunks at once, some of them empty; prunes in
+        """Accept draft paths of several trunks at once, some of them empty; prunes in
         the same pass or not."""
         drafted = {self.model.trunk(x) for x in self.model.drafts()}
         allowed = filter(self.model.may_accept, self.model.nodes)

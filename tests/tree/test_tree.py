@@ -4,15 +4,21 @@ import numpy as np
 import pytest
 from jax import lax
 
-from deft_jax.tree import pruning
-from deft_jax.tree import state as operations
+from deft_jax.tree import branching, pruning
 from deft_jax.tree.appending import append
-from deft_jax.tree.state import NO_NODE, OUT_OF_NODES, OUT_OF_PAGES, Tree, choose
+from deft_jax.tree.state import (
+    NO_NODE,
+    OUT_OF_NODES,
+    OUT_OF_PAGES,
+    Tree,
+    choose,
+    replace,
+)
 from tests.support.tree_invariants import assert_same
 
 NODES, PAGES, PAGE_SIZE = 8, 6, 4
 
-jitted_branch = jax.jit(operations.branch)
+jitted_branch = jax.jit(branching.branch)
 jitted_append = jax.jit(append)
 prune = jax.jit(pruning.prune)
 accept = jax.jit(pruning.accept)
@@ -27,7 +33,7 @@ def empty():
 
 
 def branch(tree, parents, draft=False):
-    """Adds a child per parent; returns the tree and the children."""
+    """Add a child per parent; return the tree and the children."""
     rows = ints([*parents, *[0] * (4 - len(parents))])
     mask = jnp.arange(4) < len(parents)
     tree, nodes = jitted_branch(tree, rows, mask, jnp.full(4, draft))
@@ -35,7 +41,7 @@ def branch(tree, parents, draft=False):
 
 
 def grow(tree, *nodes):
-    """Appends tokens 10, 11, ... to the nodes."""
+    """Append tokens 10, 11, ... to the nodes."""
     rows = ints([*nodes, *[tree.num_nodes] * (8 - len(nodes))])
     tree, _ = jitted_append(tree, rows, jnp.arange(10, 18, dtype=jnp.int32))
     return tree
@@ -98,7 +104,7 @@ def test_rows_that_take_no_part_may_hold_anything():
     actual, nodes = jitted_branch(tree, parent, mask, jnp.ones(4, bool))
     assert nodes.tolist() == [NODES, child, NODES, NODES]
     storage = expected.storage.at[child].set(a)
-    assert_same(actual, operations.replace(expected, storage=storage))
+    assert_same(actual, replace(expected, storage=storage))
 
 
 def test_a_branch_that_does_not_fit_changes_only_the_overflow():
@@ -106,7 +112,7 @@ def test_a_branch_that_does_not_fit_changes_only_the_overflow():
     tree, _ = branch(tree, [a])
     full, nodes = branch(tree, [a, a, NO_NODE, a])
     assert nodes == [NODES] * 4
-    assert_same(full, operations.replace(tree, overflow=ints(OUT_OF_NODES)))
+    assert_same(full, replace(tree, overflow=ints(OUT_OF_NODES)))
     exact, nodes = branch(full, [a, a, NO_NODE])
     assert exact.num_free_nodes == 0 and NODES not in nodes
     assert exact.overflow == OUT_OF_NODES
@@ -282,7 +288,7 @@ def test_operations_run_inside_a_loop_and_a_condition():
 
     def step(carry):
         tree, root, turn = carry
-        tree, child = operations.branch(tree, root[None], jnp.ones(1, bool))
+        tree, child = branching.branch(tree, root[None], jnp.ones(1, bool))
         tree, _ = append(tree, child, ints([7]))
         doomed = jnp.arange(NODES) == child
         even = turn % 2 == 0

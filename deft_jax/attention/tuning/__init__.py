@@ -1,0 +1,1 @@
+"""Measuring the sizes of the kernels on the user's own GPU."""

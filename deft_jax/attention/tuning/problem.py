@@ -10,7 +10,7 @@ import numpy as np
 
 from deft_jax.attention.api import tree_attention
 from deft_jax.attention.grouping import Grouping, group_arrays
-from deft_jax.attention.heads import Heads
+from deft_jax.attention.spec import Heads
 
 Levels = Sequence[tuple[int, int]]
 """Nodes of each level of a tree and the tokens of each."""

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 from jax import lax
 
+from deft_jax.attention.device import num_multiprocessors
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.implementations import num_multiprocessors
-from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.schedule import prepare
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.attention.tuning.problem import Problem
-from deft_jax.attention.xla import Logits
 from deft_jax.pallas_kernels.kernel_spec import SHARED_BYTES, KernelConfig, KernelSpec
 
 UNIT_TOKENS = (16, 32)
@@ -55,7 +55,7 @@ class Measurement:
 
 def problem_spec(problem: Problem, config: KernelConfig | None = None) -> KernelSpec:
     """The kernels' sizes for a problem on the default device."""
-    logits = Logits(problem.q.shape[-1] ** -0.5, problem.window, soft_cap=None)
+    logits = AttentionSpec(problem.q.shape[-1] ** -0.5, problem.window, soft_cap=None)
     return make_spec(
         problem.q,
         problem.k_pages,
@@ -112,7 +112,7 @@ def best(measurements: Iterable[Measurement]) -> Measurement | None:
 
 
 def measure(problem: Problem, config: KernelConfig, *, timer: Timer) -> Measurement:
-    """Runs the kernels with one config on every tree of a problem.
+    """Run the kernels with one config on every tree of a problem.
 
     Args:
         problem: to measure on.

@@ -25,8 +25,9 @@ from deft_jax.errors import DeftError
 from deft_jax.kv.pool import LayerKV
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.tree.appending import append
+from deft_jax.tree.branching import branch
 from deft_jax.tree.pruning import prune
-from deft_jax.tree.state import NO_NODE, Tree, branch
+from deft_jax.tree.state import NO_NODE, Tree
 from tests.support.bench.replay_engines import TightEngine
 from tests.support.tiny_model import CONFIG, AsciiTokenizer, tiny_model
 

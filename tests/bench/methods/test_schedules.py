@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.attention import implementations
+from deft_jax.attention import device as device_module
 from deft_jax.attention.grouping import Grouping, group, group_arrays
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.kernel_inputs import prepare, tiling_of
-from deft_jax.attention.schedule import BOTH, WHOLE, Schedule, Tiling, even_cut
-from deft_jax.attention.xla import Logits
+from deft_jax.attention.schedule import Schedule, even_cut, prepare, tiling_of
+from deft_jax.attention.spec import AttentionSpec, Tiling
+from deft_jax.attention.units import BOTH, WHOLE
 from deft_jax.bench.methods.choice import make_method
 from deft_jax.bench.methods.duplicated import Caches, cache_work
 from deft_jax.bench.methods.node import node_schedule, slot_numbers
@@ -73,7 +73,7 @@ group_jit = jax.jit(group)
 
 
 def check_walk(schedule: Schedule, tiling: Tiling, num_live: int) -> list[Piece]:
-    """What holds for any schedule; returns its pieces."""
+    """What holds for any schedule; return its pieces."""
     pieces = list(walk(schedule, tiling))
     check_coverage(schedule, tiling, pieces)
     check_slots(schedule, tiling, pieces)
@@ -201,7 +201,7 @@ PAGES, PAGE_SIZE = 5, 16
 
 @st.composite
 def all_caches(draw: st.DrawFn, rows: int) -> Caches:
-    """Caches of any lengths, the first ranks being live."""
+    """Cach of any lengths, the first ranks being live."""
     most = PAGES * PAGE_SIZE
     lengths = draw(st.lists(st.integers(1, most), max_size=rows))
     lengths += [0] * (rows - len(lengths))
@@ -271,7 +271,7 @@ def _shim(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_interpreted(case: Case, args: Inputs, spec, pools, prepared) -> None:
-    """Compares the kernels with the oracle; a race is an error."""
+    """Compare the kernels with the oracle; a race is an error."""
     params = plgpu.InterpretGPUParams(detect_races=True)
     with races_raise():
         k, v = pools
@@ -286,8 +286,8 @@ def check_interpreted(case: Case, args: Inputs, spec, pools, prepared) -> None:
     np.testing.assert_allclose(lse[~blind], expected_lse[~blind], atol=LSE_ERROR)
 
 
-def logits_of(case: Case) -> Logits:
-    return Logits(scale=case.heads.head_dim**-0.5, window=None, soft_cap=None)
+def logits_of(case: Case) -> AttentionSpec:
+    return AttentionSpec(scale=case.heads.head_dim**-0.5, window=None, soft_cap=None)
 
 
 FEW = Limits(nodes=4, pages=12, page_size=16, rows=2)
@@ -377,7 +377,7 @@ LOWERED = [
 
 @pytest.fixture
 def _hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(implementations, "compute_capability", lambda: (9, 0))
+    monkeypatch.setattr(device_module, "compute_capability", lambda: (9, 0))
 
 
 def lowered_calls(method: AttentionMethod, rows: int, *, reads_prompt: bool) -> int:

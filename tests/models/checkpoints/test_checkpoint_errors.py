@@ -36,7 +36,7 @@ def scratch(tmp_path_factory):
 
 
 def fails(source, *parts):
-    """Asserts that `source` cannot be opened, for a reason that holds the parts."""
+    """Assert that `source` cannot be opened, for a reason that holds the parts."""
     with pytest.raises(DeftError) as caught:
         open_checkpoint(source)
     message = str(caught.value)

@@ -90,7 +90,7 @@ def test_gguf_computes_what_numpy_computes(tmp_path: Path, name: str):
 
 
 def agrees(source: Path, read: Callable) -> None:
-    """Asserts that dense and tree attention give NumPy's logits in float32."""
+    """Assert that dense and tree attention give NumPy's logits in float32."""
     expected = read(source).logits(TOKENS)
     model, _ = load_model(source)
     dense = dense_logits(model, jnp.asarray(TOKENS))

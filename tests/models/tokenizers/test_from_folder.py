@@ -33,7 +33,7 @@ def backend():
 
 @pytest.fixture
 def write(tmp_path, backend):
-    """Writes a checkpoint folder: tokenizer.json and the JSON files given by stem."""
+    """Write a checkpoint folder: tokenizer.json and the JSON files given by stem."""
 
     def write_folder(backend=backend, **contents):
         backend.save(str(tmp_path / "tokenizer.json"))

@@ -7,7 +7,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from deft_jax.attention.hopper import tree_attention_mosaic
-from deft_jax.attention.xla import Logits
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.pallas_kernels.grouped_partial_attention.ring import Ring
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig
 from tests.support.attention_checks import Case, Inputs, attend, inputs
@@ -70,7 +70,7 @@ def _shim(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def interpret(case: Case, args: Inputs, num_workers: int):
     """out and lse as numpy arrays; a race is an error."""
-    logits = Logits(case.heads.head_dim**-0.5, case.window, case.soft_cap)
+    logits = AttentionSpec(case.heads.head_dim**-0.5, case.window, case.soft_cap)
     with races_raise():
         results = tree_attention_mosaic(
             args.q,
@@ -105,7 +105,7 @@ def test_agrees_with_the_oracle_without_a_race(case: Case, plan: dict, workers: 
 
 
 def pass_over(ring: Ring, slot) -> None:
-    """Waits for the copies and frees the stage at once."""
+    """Wait for the copies and frees the stage at once."""
     plgpu.barrier_wait(ring.full.at[slot])
     plgpu.barrier_arrive(ring.free.at[slot])
 

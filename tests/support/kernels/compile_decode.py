@@ -10,7 +10,7 @@ import sys
 
 import jax.numpy as jnp
 
-from deft_jax.attention import implementations
+from deft_jax.attention import device as device_module
 from deft_jax.bench.decode.bench_engine import IdsOnly
 from deft_jax.bench.trees.workload import few_shot_workloads, speculative_workloads
 from deft_jax.engine.engine import Engine, run_decode_on_gpu
@@ -47,7 +47,7 @@ class CompilingEngine(Engine):
 
 
 if __name__ == "__main__":
-    implementations.compute_capability = lambda: HOPPER
+    device_module.compute_capability = lambda: HOPPER
     [replay] = REPLAYS[sys.argv[1]]
     shape = dataclasses.replace(SHAPES["llama3_8b"], num_layers=1, hidden_size=1024)
     engine = CompilingEngine(

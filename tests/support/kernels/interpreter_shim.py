@@ -46,7 +46,7 @@ class Accumulator:
 
 
 def wgmma(accumulator: Accumulator, a, b) -> None:
-    """Adds `a @ b`, where `a` is an array or a ref and `b` a ref.
+    """Add `a @ b`, where `a` is an array or a ref and `b` a ref.
 
     The hardware reads shared memory the way copies do, hence the commit after what
     the interpreter takes for ordinary reads.
@@ -58,7 +58,7 @@ def wgmma(accumulator: Accumulator, a, b) -> None:
 
 
 def run_scoped(body, *types, **options):
-    """Runs `body` with its accumulators, or as Pallas does if there are none."""
+    """Run `body` with its accumulators, or as Pallas does if there are none."""
     if any(isinstance(x, Accumulator) for x in types):
         return body(*types)
     return _pallas_run_scoped(body, *types, **options)
@@ -85,7 +85,7 @@ _pallas_check_read = GPURaceDetectionState.check_read
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the stand-ins where kernels look them up."""
+    """Put the stand-ins where kernels look them up."""
     monkeypatch.setattr(hopper_consumer, "ACC", Accumulator)
     monkeypatch.setattr(plgpu, "wgmma", wgmma)
     monkeypatch.setattr(pl, "run_scoped", run_scoped)
@@ -95,7 +95,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def races_raise() -> Iterator[None]:
-    """Raises a RuntimeError for races, which JAX 0.11 only prints.
+    """Raise a RuntimeError for races, which JAX 0.11 only prints.
 
     Afterwards the interpreter is fit for use again, whatever happened.
     """

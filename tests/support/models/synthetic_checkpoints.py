@@ -14,7 +14,7 @@ F32 = gguf.GGMLQuantizationType.F32
 
 
 def random_weights(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns float32 weights under their Hugging Face names."""
+    """Return float32 weights under their Hugging Face names."""
     rng = np.random.default_rng(seed)
     return {
         name: rng.normal(size=shape).astype(np.float32)
@@ -23,13 +23,13 @@ def random_weights(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def permuted(rows: np.ndarray, num_heads: int) -> np.ndarray:
-    """Returns q or k rows in GGUF's order; `LlamaModel.permute` of llama.cpp."""
+    """Return q or k rows in GGUF's order; `LlamaModel.permute` of llama.cpp."""
     halves = rows.reshape(num_heads, 2, rows.shape[0] // num_heads // 2, -1)
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
 def gguf_writer(path: Path, config: LlamaConfig, arch: str = "llama"):
-    """Returns a writer that has the metadata of `config`."""
+    """Return a writer that has the metadata of `config`."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.context_length)
@@ -53,7 +53,7 @@ def add_weights(
     weights: Mapping[str, np.ndarray],
     matrix_type: gguf.GGMLQuantizationType = F32,
 ) -> None:
-    """Adds weights as llama.cpp's converter does: renamed, q and k permuted."""
+    """Add weights as llama.cpp's converter does: renamed, q and k permuted."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
     for name, weight in weights.items():
         if "q_proj" in name:
@@ -67,7 +67,7 @@ def add_weights(
 
 
 def finish(writer: gguf.GGUFWriter) -> None:
-    """Writes the file."""
+    """Write the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -75,7 +75,7 @@ def finish(writer: gguf.GGUFWriter) -> None:
 
 
 def write_gguf(path: Path, config: LlamaConfig, weights=None, matrix_type=F32) -> Path:
-    """Writes a whole GGUF checkpoint of `config`."""
+    """Write a whole GGUF checkpoint of `config`."""
     writer = gguf_writer(path, config)
     add_weights(writer, config, weights or random_weights(config), matrix_type)
     finish(writer)
@@ -83,7 +83,7 @@ def write_gguf(path: Path, config: LlamaConfig, weights=None, matrix_type=F32) -
 
 
 def hf_config(config: LlamaConfig) -> dict[str, object]:
-    """Returns the content of a config.json for `config`, which has plain RoPE."""
+    """Return the content of a config.json for `config`, which has plain RoPE."""
     return {
         "model_type": "llama",
         "vocab_size": config.vocab_size,
@@ -106,7 +106,7 @@ def write_folder(
     weights: Mapping[str, np.ndarray] | None = None,
     num_shards: int = 1,
 ) -> Path:
-    """Writes config.json and safetensors, with an index if there are many shards."""
+    """Write config.json and safetensors, with an index if there are many shards."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(hf_config(config)))
     weights = weights or random_weights(config)

@@ -11,7 +11,8 @@ from deft_jax.models.families.llama import Llama
 from deft_jax.runtime.attention_method import TreeMethod
 from deft_jax.runtime.forward import forward
 from deft_jax.tree.appending import append
-from deft_jax.tree.state import NO_NODE, Tree, branch
+from deft_jax.tree.branching import branch
+from deft_jax.tree.state import NO_NODE, Tree
 
 NODES, PAGES, PAGE_SIZE = 2, 8, 6
 

@@ -23,7 +23,7 @@ class RandomGrowth(BestFirst):
     steps: int
 
     def init(self, capacity: Capacity):
-        """Adds, per node, whether it ever branched and whether the last plan kept it;
+        """Add, per node, whether it ever branched and whether the last plan kept it;
         the age of each request; and a count of kept nodes that were gone."""
         no = jnp.zeros(capacity.nodes, bool)
         return super().init(capacity) | {

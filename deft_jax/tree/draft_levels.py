@@ -1,32 +1,39 @@
-"""The nodes of a plan's rows: all levels of a draft tree are branched in one pass."""
+"""The nodes of a step's rows: all levels of a draft tree are branched in one pass."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deft_jax.strategies.protocol import Plan
 from deft_jax.tree.appending import storage_of
-from deft_jax.tree.state import (
-    NO_NODE,
-    NewNodes,
-    Tree,
-    branch,
-    insert,
-    replace,
-    take_nodes,
-)
+from deft_jax.tree.branching import NewNodes, branch, insert, take_nodes
+from deft_jax.tree.state import NO_NODE, Tree, replace
 
 
-def place_rows(
-    tree: Tree, plan: Plan, live: jax.Array, draft_depth: int
+class Growth(NamedTuple):
+    """What each row of a step continues, and how.
+
+    Attributes:
+        source: [B] int32, node that the row continues; N + j stands for the node of
+            row j < own row of the same step, its token included; NO_NODE for none.
+        branch: [B] bool, true to continue in a new child, false in the node itself.
+        draft: [B] bool, true for children to be accepted or dropped later.
+    """
+
+    source: jax.Array
+    branch: jax.Array
+    draft: jax.Array
+
+
+def branch_rows(
+    tree: Tree, growth: Growth, live: jax.Array, draft_depth: int
 ) -> tuple[Tree, jax.Array, jax.Array]:
-    """Branches where a plan says so.
+    """Branches where the rows of a step say so.
 
     Args:
         tree: the forest.
-        plan: of the step.
-        live: [B] bool, rows that take part; `plan.source` is no NO_NODE there.
+        growth: what the rows continue.
+        live: [B] bool, rows that take part; `growth.source` is no NO_NODE there.
         draft_depth: levels of rows; rows that are further down have no node.
 
     Returns:
@@ -36,15 +43,15 @@ def place_rows(
     """
     size = tree.num_nodes
     if draft_depth > 1:
-        return _place_levels(tree, plan, live, draft_depth)
-    live &= plan.source < size
-    tree, child = branch(tree, plan.source, live & plan.branch, plan.draft)
-    node = jnp.where(live, jnp.where(plan.branch, child, plan.source), size)
+        return _branch_levels(tree, growth, live, draft_depth)
+    live &= growth.source < size
+    tree, child = branch(tree, growth.source, live & growth.branch, growth.draft)
+    node = jnp.where(live, jnp.where(growth.branch, child, growth.source), size)
     return tree, node, storage_of(tree, node)
 
 
 class _Rows(NamedTuple):
-    """What the rows of a plan continue; of rows without a place anything.
+    """What the rows of a step continue; of rows without a place anything.
 
     A *code* below N is a node of the tree; N + j stands for the node that row j adds.
 
@@ -52,7 +59,7 @@ class _Rows(NamedTuple):
         placed: [B] bool, rows that get a node.
         new: [B] bool, rows that add one.
         anchor: [B] int32, node of the tree that the row's path leaves.
-        level: [B] int32, rows of the plan on the way from there.
+        level: [B] int32, rows of the step on the way from there.
         node: [B] int32 code, node of the row's token.
         parent: [B] int32 code, node that the row continues.
         trunk: [B] int32 code; as its storage, or itself if it is new.
@@ -67,13 +74,13 @@ class _Rows(NamedTuple):
     trunk: jax.Array
 
 
-def _place_levels(tree: Tree, plan: Plan, live: jax.Array, depth: int):
-    """`place_rows` where rows continue rows of the same plan.
+def _branch_levels(tree: Tree, growth: Growth, live: jax.Array, depth: int):
+    """`branch_rows` where rows continue rows of the same growth.
 
     The tree is the one that branching level by level gives.
     """
     size = tree.num_nodes
-    rows = _resolve(plan, live, size, depth)
+    rows = _resolve(growth, live, size, depth)
     number, overflow = take_nodes(tree, rows.new, _count_earlier(rows))
 
     def node_of(code):
@@ -98,17 +105,17 @@ def _place_levels(tree: Tree, plan: Plan, live: jax.Array, depth: int):
     return replace(insert(tree, new), overflow=overflow), node, owner
 
 
-def _resolve(plan: Plan, live: jax.Array, size: int, depth: int) -> _Rows:
-    source = jnp.where(live, plan.source, NO_NODE)
+def _resolve(growth: Growth, live: jax.Array, size: int, depth: int) -> _Rows:
+    source = jnp.where(live, growth.source, NO_NODE)
     own = size + jnp.arange(source.shape[0], dtype=jnp.int32)
     way = _climb(source, size, depth)
     anchor, level = way[-1], jnp.sum(way >= size, axis=0, dtype=jnp.int32)
     placed = (anchor >= 0) & (anchor < size)
-    node = _climb(jnp.where(plan.branch, own, source), size, depth)[-1]
-    splits = plan.branch & ~plan.draft
+    node = _climb(jnp.where(growth.branch, own, source), size, depth)[-1]
+    splits = growth.branch & ~growth.draft
     return _Rows(
         placed=placed,
-        new=placed & plan.branch,
+        new=placed & growth.branch,
         anchor=anchor,
         level=level,
         node=node,

@@ -1,6 +1,5 @@
 """Rows that continue rows of the same plan, placed at once and level by level."""
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -10,35 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deft_jax.strategies.protocol import Plan
-from deft_jax.tree import state as operations
+from deft_jax.tree import branching
 from deft_jax.tree.appending import append
-from deft_jax.tree.placing import place_rows
+from deft_jax.tree.draft_levels import Growth, branch_rows
 from deft_jax.tree.state import NO_NODE, OUT_OF_NODES, Tree, replace
 from tests.support.tree_invariants import assert_same
 
 NODES, PAGES, PAGE_SIZE, ROWS, DEPTH = 20, 12, 4, 8, 4
 
-branch = jax.jit(operations.branch)
+branch = jax.jit(branching.branch)
 grow = jax.jit(append)
-place = partial(jax.jit, static_argnums=3)(place_rows)
+place = partial(jax.jit, static_argnums=3)(branch_rows)
 
 
 def ints(values):
     return np.array(values, np.int32)
 
 
-def plan_of(source, branches, draft) -> Plan:
-    """A plan with what is read of it."""
-    names = [field.name for field in dataclasses.fields(Plan)]
-    return Plan(
-        **dict.fromkeys(names, jnp.zeros(ROWS))
-        | {"source": source, "branch": branches, "draft": draft}
-    )
-
-
 def place_by_levels(tree: Tree, source, live, branches, draft, depth: int):
-    """As `place_rows`: branches from what has a node already, again and again.
+    """As `branch_rows`: branches from what has a node already, again and again.
 
     The tokens of a level count while the next one branches.
     """
@@ -88,7 +77,7 @@ def test_all_levels_at_once_are_as_one_by_one(data):
     tree = data.draw(forests())
     depth = data.draw(st.sampled_from([1, 2, DEPTH]))
     source, live, branches, draft = data.draw(plan_rows(tree))
-    plan = plan_of(source, branches, draft)
+    plan = Growth(source, branches, draft)
     actual, node, storage = place(tree, plan, live, depth)
     expected, nodes = place_by_levels(tree, source, live, branches, draft, depth)
     if expected.overflow:
@@ -110,7 +99,7 @@ def test_nodes_for_all_rows_or_none(free):
     tree = replace(tree, num_free_nodes=jnp.int32(free))
     source = ints([int(root), *range(NODES, NODES + ROWS - 1)])
     everywhere = np.ones(ROWS, bool)
-    plan = plan_of(source, everywhere, np.arange(ROWS) > 0)
+    plan = Growth(source, everywhere, np.arange(ROWS) > 0)
     grown, node, storage = place(tree, plan, everywhere, ROWS)
     if free < ROWS:
         assert_same(grown, replace(tree, overflow=jnp.int32(OUT_OF_NODES)))

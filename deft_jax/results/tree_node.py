@@ -1,0 +1,58 @@
+"""The parts of a generated tree: its nodes, and the tokens as they come."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ROOT = 0
+"""Id of the node that holds the prompt."""
+
+FinishReason = Literal["stop", "length", "capacity", "interrupted", "pruned"]
+"""Why a branch ended: end of text or stop string, token limit, pool full, the caller
+asked to stop, or the strategy gave it up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEvent:
+    """One token sampled on one branch.
+
+    Attributes:
+        request: index of the prompt.
+        node: id of the tree node the token was appended to.
+        parent: id of that node's parent.
+        token: token id.
+        text: the text this token completed; empty while a code point or a possible
+            stop string is still incomplete.
+        logprob: log-probability of the token under the model, in nats.
+        finish_reason: set on the last token of a branch.
+    """
+
+    request: int
+    node: int
+    parent: int | None
+    token: int
+    text: str
+    logprob: float
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeNode:
+    """A run of tokens that its descendants share.
+
+    Attributes:
+        id: number of the node within its tree; `ROOT` is the prompt.
+        parent: id of the parent, `None` for the root.
+        tokens: token ids; the prompt's tokens for the root.
+        text: the text of these tokens, without a stop string.
+        logprobs: log-probability of each token, in nats; empty for the root.
+        finish_reason: why the branch ended, `None` for a node that was continued.
+        answer: the answer that a strategy found on the path that ends here.
+    """
+
+    id: int
+    parent: int | None
+    tokens: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...] = ()
+    finish_reason: FinishReason | None = None
+    answer: str | None = None

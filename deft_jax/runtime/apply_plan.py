@@ -1,0 +1,92 @@
+"""What a plan does to the forest: accept, prune, branch, append."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deft_jax.runtime.state import DecodeState
+from deft_jax.strategies.protocol import RUNNING, Plan
+from deft_jax.tree.appending import Places, append, fill, find_places
+from deft_jax.tree.counting import tally
+from deft_jax.tree.draft_levels import Growth, branch_rows
+from deft_jax.tree.pruning import accept_and_prune
+from deft_jax.tree.state import OUT_OF_PAGES, Tree, choose, replace
+
+
+def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
+    """The tree after a plan, the slots of its tokens and the requests' roots.
+
+    Where the plan does not fit the tree is as before, but for its overflow.
+    """
+    tree, size = state.tree, state.tree.num_nodes
+    num_requests = state.roots.shape[0]
+    stopped = jnp.append(plan.stop, True)[jnp.minimum(plan.request, num_requests)]
+    live = (plan.source >= 0) & (plan.finish == RUNNING) & ~stopped
+    request = jnp.where(live, plan.request, num_requests)
+    ended = _ended(state.roots, request, size)
+    roots = jnp.where(ended, size, state.roots)
+    if draft_depth > 1:
+        # Plans with drafts change the tree in almost every step.
+        tree, node, places = _change(tree, plan, live, ended, state.roots, draft_depth)
+        fits = tree.overflow == 0
+        return *fill(tree, node, plan.token, places, fits), roots
+    changes = jnp.any(plan.accept >= 0) | jnp.any(plan.prune) | jnp.any(ended)
+    changes |= jnp.any((plan.source >= 0) & (~live | plan.branch))
+
+    def change(_, carry):
+        return _change(carry[0], plan, live, ended, state.roots, draft_depth)[:2]
+
+    # A loop of one step or none: unlike the branches of a condition, which copy what
+    # they leave as it is, it works in place, and most plans change nothing.
+    carry = tree, jnp.where(live, plan.source, size)
+    tree, node = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
+    tree, slots = append(tree, node, plan.token)
+    return tree, slots, roots
+
+
+def _change(
+    tree: Tree, plan: Plan, live, ended, roots, draft_depth: int
+) -> tuple[Tree, jax.Array, Places]:
+    """The tree with what a plan accepts, prunes and branches, and where tokens go.
+
+    Returns:
+        The tree, [B] int32 the node of each row, N for none, and the places of their
+        tokens. If nodes or pages run out nothing changes but the overflow, and no row
+        has a node.
+    """
+    size = tree.num_nodes
+    doomed, keep = _drops(plan, live, jnp.where(ended, roots, size))
+    changed = accept_and_prune(tree, plan.accept, doomed, keep)
+    growth = Growth(plan.source, plan.branch, plan.draft)
+    changed, node, storage = branch_rows(changed, growth, live, draft_depth)
+    places = find_places(changed, storage, node < size)
+    overflow = changed.overflow | jnp.where(places.fit(changed), 0, OUT_OF_PAGES)
+    fits = overflow == 0
+    tree = choose(fits, changed, replace(tree, overflow=overflow))
+    return tree, jnp.where(fits, node, size), places
+
+
+def _drops(plan: Plan, live: jax.Array, ended_root: jax.Array):
+    """What a plan drops: what it prunes, rows that finish and ended requests.
+
+    Args:
+        plan: of the step.
+        live: [B] bool, rows that go on.
+        ended_root: [R] int32, N for none.
+
+    Returns:
+        [N] bool, nodes to drop with all below them, and nodes to keep otherwise.
+    """
+    size = plan.prune.shape[0]
+    node = jnp.where(plan.source >= 0, plan.source, size)
+    finished = jnp.where(plan.branch | (plan.finish == RUNNING), size, node)
+    doomed = tally(finished, size) + tally(ended_root, size) > 0
+    continued = tally(jnp.where(live, node, size), size) > 0
+    return plan.prune | doomed, plan.keep | continued
+
+
+def _ended(roots: jax.Array, request: jax.Array, size: int) -> jax.Array:
+    """[R] bool: requests in use that no row [B] belongs to."""
+    slot = jnp.arange(roots.shape[0], dtype=jnp.int32)
+    running = jnp.any(request[None] == slot[:, None], axis=1)
+    return (roots < size) & ~running
