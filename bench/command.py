@@ -24,6 +24,7 @@ from .decode.setting import Setting
 from .decode.step_ceilings import measure_rates
 from .extras import require
 from .gpu.timing import record_kernels
+from .machine import machine_facts
 from .report.report import print_report, write_report
 from .trees.tree_text import parse_levels, parse_search
 from .trees.workload import (
@@ -80,7 +81,7 @@ def bench_decoding(options: argparse.Namespace) -> int:
 
 
 def choose_workloads(options: argparse.Namespace) -> list[Workload]:
-    """The workloads that the options ask for.
+    """Return the workloads that the options ask for.
 
     Raises:
         DeftError: a tree cannot be made of what was given.
@@ -101,7 +102,7 @@ def choose_workloads(options: argparse.Namespace) -> list[Workload]:
 
 
 def choose_profiled(workloads: list[Workload]) -> list[bool]:
-    """Whether the parts of a step are wanted; of a task's trees, for the first."""
+    """Say for each workload whether it is profiled: the first tree of a task is."""
     seen: set[Any] = set()
     wanted = []
     for workload in workloads:
@@ -123,7 +124,7 @@ def keep_programs() -> None:
 
 
 def make_setting(options: argparse.Namespace) -> Setting:
-    """The model and the device's rates."""
+    """Return the model and the device's rates."""
     dtype = jnp.dtype(options.dtype or default_dtype())
     tokenizer: Any = IdsOnly()
     if options.shape:
@@ -141,10 +142,9 @@ def make_setting(options: argparse.Namespace) -> Setting:
 
 
 def card(options: argparse.Namespace, setting: Setting) -> dict:
-    """The report before its first run."""
+    """Return the report before its first run."""
     return {
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
+        **machine_facts(),
         "date": datetime.date.today().isoformat(),
         **dataclasses.asdict(setting.rates),
         "card": {
@@ -159,7 +159,7 @@ def card(options: argparse.Namespace, setting: Setting) -> dict:
 
 
 def progress(workload: Workload, row: dict) -> str:
-    """One line about a run that is done."""
+    """Return one line about a run that is done."""
     begin = f"{workload.name}, {row['method']}"
     if "error" in row:
         return f"{begin}: failed: {row['error']}"

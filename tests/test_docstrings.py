@@ -63,7 +63,9 @@ def problems(source: str) -> list[str]:
         line = getattr(node, "lineno", 1)
         if isinstance(node, ast.FunctionDef) and not is_property(node):
             first = re.split(r"[\s,.:;]", text, maxsplit=1)[0]
-            if first.lower() in NO_VERBS or not first[:1].isalpha():
+            # "Returns" and "Bytes" alike: an imperative ends in no single s.
+            plural = re.fullmatch(r"\w+[^s\W]s", first)
+            if first.lower() in NO_VERBS or not first[:1].isalpha() or plural:
                 found.append(f"{line}: begins with no verb: {text.splitlines()[0]}")
         found += [
             f"{line}: leans on another: {entry}" for entry in leaning_entries(text)
@@ -88,6 +90,9 @@ def test_docstrings_are_sentences(path: str):
     [
         ("Return the rows.\n\n    Args:\n        x: [B] int32, the rows.", 0),
         ("The rows.", 1),
+        ("Returns the rows.", 1),
+        ("Rows in order.", 1),
+        ("Pass the rows on.", 0),
         ("[B] int32: the rows.", 1),
         ("Return rows.\n\n    Args:\n        x: as in `f`.\n        y: of x.", 2),
         ("Return rows.\n\n    Args:\n        x: text\n            as: it goes on.", 0),

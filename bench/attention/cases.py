@@ -63,17 +63,17 @@ class Case:
         return 4 * self.head_dim * self.num_q_heads * seen
 
     def kv_bytes(self, itemsize: int) -> int:
-        """Bytes of the keys and values of the tree's tokens."""
+        """Return the bytes of the keys and values of the tree's tokens."""
         return self.tokens * self.num_kv_heads * self.head_dim * 2 * itemsize
 
 
 def all_cases() -> list[Case]:
-    """The peers' trees in the order of their file, then those of DeFT's workloads."""
+    """Return the peers' trees in the order of their file, then DeFT's workloads."""
     return [*_peers(), *_few_shot(), *_speculative()]
 
 
 def select_cases(choice: str) -> list[Case]:
-    """Cases by number.
+    """Return the cases with these numbers.
 
     Args:
         choice: "all", or numbers with commas between them, as in "0,3,5".
@@ -113,7 +113,7 @@ def _peers() -> list[Case]:
 
 
 def _few_shot() -> list[Case]:
-    """A prompt and branches that grow by a token per step (DeFT, section 4)."""
+    """Return a prompt whose branches grow by a token per step (DeFT, section 4)."""
     return [
         Case(f"few_shot_{width}_{step}", (1, width), (FEW_SHOT_PROMPT, tokens))
         for width, (step, tokens) in itertools.product(
@@ -123,7 +123,7 @@ def _few_shot() -> list[Case]:
 
 
 def _speculative() -> list[Case]:
-    """A prompt and drafted tokens, each a leaf below it, as in DeFT's own runs."""
+    """Return a prompt and drafted tokens, each a leaf below it, as DeFT ran them."""
     return [
         Case(f"speculative_{width}", (1, width), (SPECULATIVE_PROMPT, 1), drafts=True)
         for width in SPECULATIVE_DRAFTS

@@ -9,7 +9,7 @@ from .cases import select_cases
 
 
 def bench_attention(options: argparse.Namespace) -> int:
-    """Measures the trees and writes JSON, page and plot; return 1 if one failed.
+    """Measure the trees, write JSON, page and plot; return 1 if one failed.
 
     The JSON is written after each tree.
 

@@ -64,7 +64,7 @@ def attend(case: Case) -> None:
 
 
 def counted(number: str) -> dict[str, int]:
-    """Bytes read by kernel of one case, run under `ncu`.
+    """Return the bytes read by each kernel of one case, run under `ncu`.
 
     Raises:
         RuntimeError: `ncu` counted nothing; its output is in the message.
@@ -83,7 +83,7 @@ def counted(number: str) -> dict[str, int]:
 
 
 def parse(output: str) -> dict[str, int]:
-    """Bytes by kernel from what `ncu --csv` prints, among other lines.
+    """Read bytes by kernel from what `ncu --csv` prints among other lines.
 
     "ID","Kernel Name","Metric Name","Metric Value"
     "0","mosaic","dram__bytes_read.sum","1,234"      ->  {"0 mosaic": 1234}
@@ -100,7 +100,7 @@ def parse(output: str) -> dict[str, int]:
 
 
 def compared(case: Case, kernels: dict[str, int]) -> dict:
-    """One row of the report."""
+    """Return one row of the report."""
     read, known = sum(kernels.values()), facts(case)
     ratio = round(read / known["kv_bytes"], 4)
     return known | {"dram_read_bytes": read, "ratio": ratio, "kernels": kernels}

@@ -71,7 +71,7 @@ class Options:
     """What is measured of each case.
 
     Attributes:
-        implementation: of tree attention.
+        implementation: name of what runs tree attention.
         page_size: `P`.
         repeats: timed calls.
         loop: whether the wall time of whole calls is measured.
@@ -120,7 +120,7 @@ def check_device() -> None:
 
 
 def measure_all(cases: Sequence[Case], options: Options, out: Path) -> dict:
-    """Measures the device's ceilings, then the cases, as `run` does."""
+    """Measure the device's ceilings, then the cases, as `run` does."""
     timer = KernelTimer(record_kernels, l2_eviction())
     ceilings = measure_ceilings(timer, options.repeats)
     return run(cases, options, timer, ceilings, out)
@@ -133,7 +133,7 @@ def run(
     ceilings: Ceilings,
     out: Path,
 ) -> dict:
-    """Measures the cases and writes the report after each; return it.
+    """Measure the cases, write the report after each, and return it.
 
     A case that fails has an "error" in place of times, and the others go on.
     """
@@ -153,7 +153,7 @@ def run(
 def _compiled(
     cases: Sequence[Case], options: Options
 ) -> Iterator[tuple[Case, Future[Programs]]]:
-    """The cases with their programs, batch by batch.
+    """Yield the cases with their programs, batch by batch.
 
     No compiler runs while a case is measured.
     """
@@ -166,7 +166,7 @@ def _compiled(
 
 
 def card(options: Options) -> dict:
-    """The conditions of a run."""
+    """Return the conditions of a run."""
     return {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -177,7 +177,7 @@ def card(options: Options) -> dict:
 
 
 def facts(case: Case) -> dict:
-    """What is known of a case without measuring it."""
+    """Return what is known of a case without measuring it."""
     return {
         "name": case.name,
         "nodes": case.nodes,
@@ -199,7 +199,7 @@ def measure(
     timer: KernelTimer,
     ceilings: Ceilings,
 ) -> dict:
-    """One row of the report."""
+    """Return one row of the report."""
     tree, slots = programs.tree, programs.slots
     data = programs.data(jax.random.key(0))
     prepared = programs.prepare(tree, slots)

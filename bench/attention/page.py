@@ -102,7 +102,7 @@ def _row(row: dict) -> list[str]:
 
 
 def _label(row: dict) -> str:
-    """The tree and its query and KV heads."""
+    """Return the tree and its query and KV heads in words."""
     return f"{_tree(row)} ({row['num_q_heads']}/{row['num_kv_heads']})"
 
 

@@ -52,7 +52,7 @@ class Steps:
 
 
 def make_steps(implementation: str, q, k_pages) -> Steps:
-    """The halves of an implementation of `tree_attention`.
+    """Return the two halves of an implementation of `tree_attention`.
 
     Args:
         implementation: "mosaic_gpu", or another one that `tree_attention` knows.
@@ -86,7 +86,7 @@ class Programs:
 
     Attributes:
         tree: the case's tree.
-        slots: of its queries.
+        slots: pages and slots of the tree's queries.
         steps: the implementation that is measured.
         data: (key) to q, k_pages and v_pages.
         prepare: (tree, slots) to what the attention needs: grouping and preparation.
@@ -116,7 +116,7 @@ def build(
 
     Args:
         case: the tree and its heads.
-        implementation: of tree attention.
+        implementation: name of what runs tree attention.
         page_size: `P`.
         loop: whether `Programs.loop` is wanted.
         check: whether `Programs.error` is wanted, which takes longest.
@@ -137,7 +137,7 @@ def build(
 
 
 def _lower(case: Case, tree: Tree, slots: Slots, implementation: str):
-    """The implementation, and the functions of `Programs` lowered by name."""
+    """Return the implementation, and the functions of `Programs` lowered by name."""
     data = jax.jit(lambda key: random_data(key, case, tree))
     key = jax.random.key(0)
     q, k, v = jax.eval_shape(data, key)
@@ -156,7 +156,7 @@ def _lower(case: Case, tree: Tree, slots: Slots, implementation: str):
 
 
 def random_data(key: jax.Array, case: Case, tree: Tree) -> list[jax.Array]:
-    """q [Q, H, D], k_pages and v_pages [M, K, P, D] in DTYPE, normally distributed."""
+    """Q [Q, H, D], k_pages and v_pages [M, K, P, D] in DTYPE, normally distributed."""
     pages = (tree.num_pages, case.num_kv_heads, tree.page_size, case.head_dim)
     shapes = [(case.leaves, case.num_q_heads, case.head_dim), pages, pages]
     keys = jax.random.split(key, 3)
@@ -177,20 +177,20 @@ def _attend_often(steps: Steps, tree: Tree, slots: Slots, q, k_pages, v_pages):
 
 
 def relative_error(tree: Tree, slots: Slots, q, k_pages, v_pages, out) -> jax.Array:
-    """[] float32: relative error by norm of `out` against the float32 oracle."""
+    """Return [] float32, the relative error of `out` by norm against the oracle."""
     expected = oracle(q, k_pages, v_pages, group(tree, slots))
     difference = out.astype(jnp.float32) - expected
     return jnp.linalg.norm(difference.ravel()) / jnp.linalg.norm(expected.ravel())
 
 
 def oracle(q, k_pages, v_pages, grouping: Grouping) -> jax.Array:
-    """The op's float32 reference, one KV head and ORACLE_QUERIES queries at a time.
+    """Run the float32 reference, one KV head and ORACLE_QUERIES queries at a time.
 
     Args:
         q: [Q, H, D], in rank order.
         k_pages: [M, K, P, D].
         v_pages: [M, K, P, D].
-        grouping: of the step.
+        grouping: what the step's queries see.
 
     Returns:
         [Q, H, D] float32.
@@ -221,7 +221,7 @@ def oracle(q, k_pages, v_pages, grouping: Grouping) -> jax.Array:
 
 
 def _block_of(grouping: Grouping, position: jax.Array, start: jax.Array) -> Grouping:
-    """The grouping of ORACLE_QUERIES ranks from `start` on, as the oracle reads it."""
+    """Return the grouping of ORACLE_QUERIES ranks from `start` on, for the oracle."""
     rank = jnp.arange(ORACLE_QUERIES, dtype=jnp.int32)
     return dataclasses.replace(
         grouping,

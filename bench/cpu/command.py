@@ -14,7 +14,7 @@ REPEATS = 5
 
 
 def bench_cpu(options: argparse.Namespace) -> int:
-    """Measures and writes JSON, page and plot.
+    """Measure, then write JSON, page and plot.
 
     Raises:
         DeftError: JAX runs on another device.

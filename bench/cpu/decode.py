@@ -15,13 +15,10 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
-import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -33,6 +30,8 @@ from deft_jax import BestOfN, Engine, Sampling
 from deft_jax.capacity import LARGE_CHUNK
 from deft_jax.models.families.llama import Llama
 from deft_jax.models.load import load_model
+
+from ..machine import machine_facts
 
 MODEL = "smollm2-135m-instruct"
 PROMPT_TOKENS = 700
@@ -62,7 +61,7 @@ class Ceilings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark and prints card, ceilings, table and one JSON line."""
+    """Run the benchmark and print card, ceilings, table and one JSON line."""
     parser = argparse.ArgumentParser(description="CPU benchmark")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="also write the JSON here")
@@ -75,12 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(repeats: int) -> dict:
-    """Measures everything; prints card, ceilings and table, and return the report."""
+    """Measure everything, print card, ceilings and table, and return the report."""
     begin = time.perf_counter()
     model, tokenizer = load_model(MODEL, dtype=jnp.float32)
     load_s = time.perf_counter() - begin
     console = Console(width=100)
-    card = _card() | {"model": MODEL, "dtype": "float32", "load_s": round(load_s, 2)}
+    card = machine_facts() | {
+        "date": datetime.date.today().isoformat(),
+        "model": MODEL,
+        "dtype": "float32",
+        "load_s": round(load_s, 2),
+    }
     console.print(card)
     ceilings = measure_ceilings(model, repeats)
     console.print(dataclasses.asdict(ceilings))
@@ -155,7 +159,7 @@ def _matrices(layer) -> list[jax.Array]:
 
 @jax.jit
 def _chain(x: jax.Array, layers: list[list[jax.Array]], head: jax.Array | None):
-    """x [rows, E] through every product of the network, with nothing in between."""
+    """X [rows, E] through every product of the network, with nothing in between."""
     for qkv, out, gate_up, down in layers:
         x = (x @ qkv)[:, : out.shape[0]] @ out
         x = (x @ gate_up)[:, : down.shape[0]] @ down
@@ -171,16 +175,6 @@ def _time(call: Callable[[], jax.Array], repeats: int) -> float:
         call().block_until_ready()
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
-
-
-def _card() -> dict:
-    return {
-        "device": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "date": datetime.date.today().isoformat(),
-        "jax": version("jax"),
-        "deft_jax": version("deft-jax"),
-    }
 
 
 def _table(runs: list[dict]) -> Table:

@@ -11,7 +11,12 @@ from ..report.data import significant
 from ..report.part_page import Table, cell, render_part
 from ..report.plots import Plot
 
-FACTS = ("model", "dtype", "cores", "jax", "date", "repeats", "load_s")
+FACTS = (
+    *("model", "dtype", "cpu", "cores", "jax", "deft_jax", "python", "date"),
+    *("repeats", "load_s"),
+)
+"""Conditions that the page names, where a report has them."""
+
 COLUMNS = {
     "branches": "",
     "prefill": "s",
@@ -36,7 +41,10 @@ MEASURED, CEILING = "#D55E00", "#BBBBBB"
 
 def write_page(report: dict, folder: Path) -> list[Path]:
     """Write cpu.png and report.html; return the page, then the plot."""
-    where = f"{report['model']} · {report['dtype']} · {report['cores']} cores"
+    where = (
+        f"{report['model']} · {report['dtype']} · {report['cores']} cores of"
+        f" {report.get('cpu', report['device'])}"
+    )
     plot = Plot(
         style.save(draw(report, where), folder / "cpu.png"),
         "A decode step and the prefill beside what the machine's products allow.",
@@ -59,7 +67,9 @@ def write_page(report: dict, folder: Path) -> list[Path]:
             ceilings,
         ),
     ]
-    facts = {name.replace("_", " "): str(report[name]) for name in FACTS}
+    facts = {
+        name.replace("_", " "): str(report[name]) for name in FACTS if name in report
+    }
     page = folder / "report.html"
     html = render_part("deft-jax CPU benchmark", where, facts, [plot], tables)
     page.write_text(html, encoding="utf-8")
@@ -90,7 +100,7 @@ def draw(report: dict, where: str) -> Figure:
 
 
 def _draw_pairs(ax: Axes, pairs: list[tuple[float, float]]) -> None:
-    """A measured bar and its ceiling's, with their numbers, side by side."""
+    """Draw each measured bar beside its ceiling's, with their numbers."""
     for place, pair in enumerate(pairs):
         for shift, value, color in zip(
             (-0.2, 0.2), pair, (MEASURED, CEILING), strict=True

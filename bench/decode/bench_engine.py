@@ -80,7 +80,7 @@ class BenchEngine(Engine):
 
         Args:
             model: the network.
-            tokenizer: of the model.
+            tokenizer: the model's tokenizer.
             programs: compiled steps of engines with this model.
             options: of `Engine`.
         """

@@ -34,7 +34,7 @@ _PATH = re.compile(r"op_name=\"([^\"]*)\"")
 
 
 def scopes(program_text: str) -> dict[str, str]:
-    """The number that each instruction of a compiled program counts for.
+    """Return the number of a report that each instruction counts for, by its name.
 
     Args:
         program_text: HLO with metadata, as `Compiled.as_text` gives it.
@@ -50,7 +50,7 @@ def scopes(program_text: str) -> dict[str, str]:
 
 
 def component(path: str) -> str:
-    """The number that an operation counts for: of the innermost scope that is known.
+    """Return the number that an operation counts for: its innermost known scope's.
 
     "jit(decode)/while/body/layers/jit(_run_layer)/attention/mul"  ->  "attention_ms"
     """
@@ -59,11 +59,11 @@ def component(path: str) -> str:
 
 
 def split(kernels: Mapping[str, float], program_text: str) -> dict[str, float]:
-    """Milliseconds by component.
+    """Return milliseconds by component.
 
     Args:
         kernels: milliseconds by kernel name.
-        program_text: of the program that started them.
+        program_text: the compiled program that started them, as text.
     """
     known = scopes(program_text)
     total: dict[str, float] = {}
@@ -74,7 +74,7 @@ def split(kernels: Mapping[str, float], program_text: str) -> dict[str, float]:
 
 
 def unknown(kernels: Iterable[str], program_text: str) -> list[str]:
-    """Kernels that are taken for a matrix library's."""
+    """Return the kernels that are taken for a matrix library's."""
     known = scopes(program_text)
     marks = tuple(KERNEL_MARKS)
     return [

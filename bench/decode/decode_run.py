@@ -37,11 +37,11 @@ MOST_LETTERS = 300
 
 
 def run(workload: Workload, method: Method, setting: Setting, *, profile: bool) -> dict:
-    """Measures a workload with a method; a failure is a row that says why.
+    """Measure a workload with a method; a failure is a row that says why.
 
     Args:
         workload: the tree.
-        method: of `methods.make_method`.
+        method: name that `make_method` knows.
         setting: the model and its surroundings.
         profile: whether the call is repeated with kernels recorded, for the parts of a
             step.
@@ -61,7 +61,7 @@ def run(workload: Workload, method: Method, setting: Setting, *, profile: bool) 
 
 
 def make_engine(workload: Workload, method: Method, setting: Setting) -> BenchEngine:
-    """An engine that fits the workload and the method.
+    """Return an engine that fits the workload and the method.
 
     Raises:
         DeftError: the method cannot decode the workload.

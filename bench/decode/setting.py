@@ -23,11 +23,11 @@ class Programs:
         self._compiled: dict[Hashable, Any] = {}
 
     def get(self, capacity: Hashable, key: Hashable, make: Callable[[], Any]) -> Any:
-        """A program, made if it is not there.
+        """Return a program, made if it is not there.
 
         Args:
-            capacity: of the engine; programs of another one are dropped.
-            key: of the method and the step.
+            capacity: the engine's capacity; programs of another one are dropped.
+            key: what names the method and the step.
             make: lowers and compiles.
         """
         if capacity != self._capacity:
@@ -43,12 +43,12 @@ class Setting:
 
     Attributes:
         model: the network.
-        tokenizer: of the model.
-        rates: of the device.
-        implementation: of the attention; None for the best of the device.
+        tokenizer: the model's tokenizer.
+        rates: what the device reads and multiplies per second.
+        implementation: name of what runs the attention; None for the device's best.
         page_size: `P`.
         record: profiles kernels; None where the device has no profiler.
-        seed: of the prompts.
+        seed: seed of the random prompts.
         programs: compiled so far.
     """
 

@@ -54,7 +54,7 @@ class StepWork:
 
 
 def measure_rates(dtype: jnp.dtype) -> Rates:
-    """The default device's: by CUPTI on a GPU, by the wall clock elsewhere."""
+    """Measure the default device: by CUPTI on a GPU, by the wall clock elsewhere."""
     if jax.default_backend() == "gpu":
         timer = KernelTimer(record_kernels, l2_eviction())
         ceilings = measure_ceilings(timer, 10, cold_reads_mib=())
@@ -63,7 +63,7 @@ def measure_rates(dtype: jnp.dtype) -> Rates:
 
 
 def _wall_rates(dtype: jnp.dtype) -> Rates:
-    """The best of three ways to read a buffer, one of them a row times a matrix."""
+    """Take the best of three ways to read a buffer; one is a row times a matrix."""
     buffer = jnp.ones((CPU_READ_WIDTH, CPU_READ_ROWS), jnp.float32)
     row = jnp.ones((1, CPU_READ_WIDTH), jnp.float32)
     forms = jnp.sum, jnp.max, lambda x: row @ x
@@ -77,11 +77,11 @@ def _wall_rates(dtype: jnp.dtype) -> Rates:
 
 
 def step_work(workload: Workload, config: LlamaConfig, itemsize: int) -> StepWork:
-    """The work of a workload's steps.
+    """Return the work of a workload's steps.
 
     Args:
         workload: the tree.
-        config: of the model.
+        config: the model's shape.
         itemsize: bytes of a weight and of a number of KV.
     """
     template = workload.template

@@ -18,7 +18,7 @@ order. Kernels only: copies and fills by the driver are not counted."""
 
 
 def record_kernels(run: Callable[[], Any]) -> list[tuple[str, float]]:
-    """The `Record` of CUDA devices.
+    """Record the kernels of a call on a CUDA device; this is a `Record`.
 
     Raises:
         RuntimeError: this jaxlib cannot use CUPTI.
@@ -39,7 +39,7 @@ def record_kernels(run: Callable[[], Any]) -> list[tuple[str, float]]:
 
 
 def l2_eviction(num_bytes: int = EVICT_BYTES) -> Callable[[], jax.Array]:
-    """A call that reads so much that nothing else is left in the L2 cache."""
+    """Return a call that reads so much that nothing else is left in the L2 cache."""
     buffer = jnp.ones(num_bytes // 4, jnp.float32)
     total = jax.jit(jnp.sum)
     return lambda: total(buffer)
@@ -62,7 +62,7 @@ class KernelTimer:
     """Times the kernels of compiled calls, with and without a cold L2 cache."""
 
     def __init__(self, record: Record, evict: Callable[[], Any]):
-        """Learns how many kernels the eviction itself starts.
+        """Learn how many kernels the eviction itself starts.
 
         Args:
             record: `record_kernels`, or what stands in for it.
@@ -101,7 +101,7 @@ class KernelTimer:
 
 
 def _split(timings: list[tuple[str, float]], repeats: int, skip: int):
-    """The timings call by call, without the `skip` first of each."""
+    """Return the timings call by call, without the `skip` first of each."""
     each = len(timings) // repeats
     calls = [timings[i * each : (i + 1) * each][skip:] for i in range(repeats)]
     # Sorted: a graph may start kernels that do not wait for each other in any order.

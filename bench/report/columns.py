@@ -7,6 +7,15 @@ from .data import Group, number, significant
 
 GIGA, MEGA = 1e9, 1e6
 
+FLAG = "!"
+"""Mark behind a number that cannot be what its name says."""
+
+FLAG_NOTE = (
+    f"{FLAG} above 100 % of the roofline: the device read faster than the ceiling that "
+    "was measured, since weights and KV of so small a model stay in its caches; the "
+    "number says nothing about the method."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
@@ -14,10 +23,11 @@ class Column:
 
     Attributes:
         heading: what it is.
-        unit: of the number as shown.
-        key: of the number in the run, as `report_data.number` takes it.
-        divisor: of the number in the run, to get the unit.
+        unit: unit of the number as it is shown.
+        key: name of the number in the run, which `data.number` takes.
+        divisor: what the number in the run is divided by to get the unit.
         best: the least or the largest of the numbers; None if neither is better.
+        most: the largest number that can be right, None if there is none.
     """
 
     heading: str
@@ -25,18 +35,21 @@ class Column:
     key: str
     divisor: float = 1.0
     best: Callable[[Iterable[float]], float] | None = None
+    most: float | None = None
 
     def value(self, run: dict) -> float | None:
-        """The number in the column's unit, None if it is missing."""
+        """Return the number in the column's unit, None if it is missing."""
         found = number(run, self.key)
         return None if found is None else found / self.divisor
 
     def text(self, run: dict) -> str:
-        """The number as it is shown."""
-        return significant(self.value(run))
+        """Return the number as it is shown, with FLAG where it is above `most`."""
+        value = self.value(run)
+        above = value is not None and self.most is not None and value > self.most
+        return significant(value) + (FLAG if above else "")
 
     def marked(self, group: Group) -> list[bool]:
-        """Which of a group's runs are the best; none if all are the same."""
+        """Say which of a group's runs are the best; none if all are the same."""
         texts = [self.text(run) for run in group.runs]
         known = {
             value: text
@@ -50,7 +63,7 @@ class Column:
 
 STEP = Column("step", "ms", "step_ms", best=min)
 SPEEDUP = Column("vs radix", "×", "speedup", best=max)
-ROOFLINE = Column("of roofline", "%", "roofline_fraction", 0.01, best=max)
+ROOFLINE = Column("of roofline", "%", "roofline_fraction", 0.01, max, most=100.0)
 PEAK = Column("peak memory", "GB", "peak_bytes", GIGA, best=min)
 TOKENS_PER_S = Column("tokens/s", "1/s", "tokens_per_s", best=max)
 TTFT = Column("first token", "ms", "ttft_ms", best=min)
@@ -108,3 +121,8 @@ TERMINAL = (
     PEAK,
 )
 """Of the text."""
+
+
+def is_above_roofline(run: dict) -> bool:
+    """Say whether a run seems faster than the roofline allows; see FLAG_NOTE."""
+    return FLAG in ROOFLINE.text(run)

@@ -37,7 +37,7 @@ class Group:
 
     Attributes:
         workload: its name.
-        parameters: of the workload.
+        parameters: what the workload was made with.
         runs: one per method and implementation, in the order of METHODS; each has a
             `speedup` over the baseline in addition to what was measured.
     """
@@ -52,7 +52,7 @@ class Group:
         return ": ".join(filter(None, [self.workload, describe(self.parameters)]))
 
     def run(self, series: "Series") -> dict | None:
-        """The run of a method and implementation, None if there is none."""
+        """Return the run of a method and implementation, None if there is none."""
         return next((run for run in self.runs if Series.of(run) == series), None)
 
 
@@ -70,7 +70,7 @@ class Series:
 
     @classmethod
     def of(cls, run: dict) -> "Series":
-        """The series that a run belongs to."""
+        """Return the series that a run belongs to."""
         return cls(str(run.get("method")), str(run.get("implementation") or ""))
 
     @property
@@ -80,7 +80,7 @@ class Series:
 
 
 def make_groups(report: dict) -> list[Group]:
-    """The runs by workload and parameters, in the order in which these come first."""
+    """Group the runs by workload and parameters, in the order of their first runs."""
     found: dict[tuple[str, str], list[dict]] = {}
     for run in report.get("runs", []):
         parameters = json.dumps(run.get("parameters") or {}, sort_keys=True)
@@ -92,7 +92,7 @@ def make_groups(report: dict) -> list[Group]:
 
 
 def _compared(runs: Sequence[dict]) -> tuple[dict, ...]:
-    """In the order of METHODS, with the speed-up over the fastest baseline."""
+    """Return runs in the order of METHODS, with speed-ups over the fastest baseline."""
     order = {method: place for place, method in enumerate(METHODS)}
     ordered = sorted(runs, key=lambda run: order.get(Series.of(run).method, len(order)))
     base = [number(run, "step_ms") for run in runs if run.get("method") == BASELINE]
@@ -106,14 +106,14 @@ def _compared(runs: Sequence[dict]) -> tuple[dict, ...]:
 
 
 def all_series(groups: Iterable[Group]) -> list[Series]:
-    """Methods and implementations of all runs, in the order of METHODS."""
+    """Return the methods and implementations of all runs, in METHODS' order."""
     found = dict.fromkeys(Series.of(run) for group in groups for run in group.runs)
     order = {method: place for place, method in enumerate(METHODS)}
     return sorted(found, key=lambda series: order.get(series.method, len(order)))
 
 
 def labels(series: Sequence[Series]) -> dict[Series, str]:
-    """Names; with the implementation where a method comes with more than one."""
+    """Name the series; with the implementation where a method has several."""
     methods = [one.method for one in series]
     return {
         one: f"{one.name} ({one.implementation})"
@@ -124,10 +124,10 @@ def labels(series: Sequence[Series]) -> dict[Series, str]:
 
 
 def number(run: dict, key: str) -> float | None:
-    """A number of a run, None if it is missing, not finite or the run has failed.
+    """Return a number of a run, None if it is missing, not finite or the run failed.
 
     Args:
-        run: of a report.
+        run: a run of a report.
         key: its name; "io.mask_bytes" for one of the bytes below `io`.
     """
     value: Any = None if run.get("error") else run
@@ -138,13 +138,13 @@ def number(run: dict, key: str) -> float | None:
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """Of the positive ones among the values, None if there are none."""
+    """Return the geometric mean of the positive values, None if there are none."""
     logs = [math.log(value) for value in values if value is not None and value > 0]
     return math.exp(statistics.fmean(logs)) if logs else None
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number as text: 0.012, 1.23, 12.3, 1,234; a dash if there is none."""
+    """Write a number as text: 0.012, 1.23, 12.3, 1,234; a dash if there is none."""
     if value is None:
         return "–"
     if value == 0:
@@ -155,7 +155,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def describe(parameters: dict[str, Any]) -> str:
-    """Parameters in words: "4,000 prompt tokens, width 50"."""
+    """Put parameters in words: "4,000 prompt tokens, width 50"."""
     return ", ".join(_words(name, value) for name, value in parameters.items())
 
 
@@ -169,7 +169,7 @@ def _words(name: str, value: object) -> str:
 
 
 def common(groups: Sequence[Group]) -> dict[str, Any]:
-    """The parameters that are the same in all groups, if there are several groups."""
+    """Return the parameters that all groups share, if there are several groups."""
     first = groups[0].parameters
     return {
         name: value
@@ -180,7 +180,7 @@ def common(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def without(parameters: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The parameters but those that are named."""
+    """Return the parameters but those that are named."""
     left = dict.fromkeys(names)
     return {name: value for name, value in parameters.items() if name not in left}
 
@@ -188,15 +188,22 @@ def without(parameters: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 def conditions(report: dict) -> str:
     """Device, shape and dtype in words, for titles."""
     card = report.get("card") or {}
-    named = [report.get("device"), *(card.get(name) for name in CONDITIONS)]
+    device = report.get("device")
+    # JAX calls every processor "cpu".
+    device = report.get("cpu", device) if device == "cpu" else device
+    named = [device, *(card.get(name) for name in CONDITIONS)]
     return " · ".join(str(value) for value in named if value)
 
 
 def card_facts(report: dict) -> dict[str, str]:
-    """The conditions of a report in words, what is unknown left out."""
+    """Return the conditions of a report in words; what is unknown is left out."""
     known = {
         "device": report.get("device"),
+        "CPU": report.get("cpu"),
+        "cores": report.get("cores"),
         "JAX": report.get("jax"),
+        "deft-jax": report.get("deft_jax"),
+        "Python": report.get("python"),
         "date": report.get("date"),
         "read bandwidth, measured": _with_unit(report.get("read_gbs"), "GB/s"),
         "matrix rate, measured": _with_unit(report.get("matrix_tflops"), "TFLOP/s"),
@@ -204,7 +211,9 @@ def card_facts(report: dict) -> dict[str, str]:
     for name, value in (report.get("card") or {}).items():
         plain = isinstance(value, str | int | float)
         known[name.replace("_", " ")] = str(value) if plain else json.dumps(value)
-    return {name: value for name, value in known.items() if value not in (None, "null")}
+    return {
+        name: str(value) for name, value in known.items() if value not in (None, "null")
+    }
 
 
 def _with_unit(value: float | None, unit: str) -> str | None:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from .columns import TABLES, Column
+from .columns import (
+    FLAG,
+    FLAG_NOTE,
+    TABLES,
+    Column,
+    is_above_roofline,
+)
 from .data import (
     Group,
     Series,
@@ -25,7 +31,7 @@ TEMPLATES = Path(__file__).parent / "html"
 
 
 def render_page(report: dict, plots: Sequence[Plot]) -> str:
-    """The page as HTML; plots are embedded."""
+    """Return the page as HTML; plots are embedded."""
     groups = make_groups(report)
     return load_template("report.html.jinja").render(
         heading="deft-jax benchmark",
@@ -37,11 +43,14 @@ def render_page(report: dict, plots: Sequence[Plot]) -> str:
         columns=TABLES,
         runs=len(report.get("runs", [])),
         failures=sum(bool(run.get("error")) for run in report.get("runs", [])),
+        flag_note=FLAG_NOTE
+        if any(map(is_above_roofline, report.get("runs", [])))
+        else "",
     )
 
 
 def load_template(name: str) -> Template:
-    """A template of a page, which escapes what it is given."""
+    """Return a template of a page, which escapes what it is given."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -53,7 +62,7 @@ def load_template(name: str) -> Template:
 
 
 def embedded(plots: Sequence[Plot]) -> list[tuple[str, str]]:
-    """Images as data, and their captions."""
+    """Return images as data, and their captions."""
     return [(_as_data(plot.path), plot.caption) for plot in plots]
 
 
@@ -75,7 +84,8 @@ def _summed(name: str, series: Series, groups: Sequence[Group]) -> dict:
         "speedup": significant(geometric_mean(speedups)),
         "least": significant(min(speedups, default=None)),
         "most": significant(max(speedups, default=None)),
-        "roofline": significant(None if share is None else 100 * share),
+        "roofline": significant(None if share is None else 100 * share)
+        + (FLAG if any(map(is_above_roofline, runs)) else ""),
     }
 
 

@@ -13,10 +13,10 @@ class Table:
     """Numbers of a page.
 
     Attributes:
-        heading: of the table.
+        heading: what stands above the table.
         note: a sentence or two about it.
         columns: names to units, "" for none; the first names the rows.
-        rows: as many texts as there are columns.
+        rows: texts of each row, one per column.
     """
 
     heading: str
@@ -32,7 +32,7 @@ def render_part(
     plots: Sequence[Plot],
     tables: Sequence[Table],
 ) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
         heading: what was measured.
@@ -47,7 +47,7 @@ def render_part(
 
 
 def cell(value: object) -> str:
-    """A number or a word as the pages show it; a dash for None."""
+    """Return a number or a word as the pages show it; a dash for None."""
     if value is None:
         return significant(None)
     if isinstance(value, int | float) and not isinstance(value, bool):

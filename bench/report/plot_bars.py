@@ -44,7 +44,10 @@ REST = {
     "edgecolor": style.MUTED,
     "linestyle": ":",
 }
-"""Wall time that is in no component."""
+"""Look of the wall time that is in no component."""
+
+WITHOUT_PARTS = "wall time; its parts were not measured on this device"
+"""What a bar is where no component was measured."""
 
 LEAST_REST = 0.01
 """Share of the wall time from which it is shown."""
@@ -72,15 +75,36 @@ def breakdown(groups: Sequence[Group], palette: style.Palette, where: str) -> Fi
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         ax.grid(axis="y", visible=False)
         style.name_axes(ax, _title(group, groups), "ms per step", "")
-    handles = [Patch(color=color, label=name) for name, color in COMPONENTS.values()]
-    look = {name: value for name, value in REST.items() if name != "height"}
-    handles.append(Patch(label="rest of the wall time", **look))
-    style.add_legend(figure, handles)
+    style.add_legend(figure, _legend([run for group in groups for run in group.runs]))
     return figure
 
 
+def _legend(runs: Sequence[dict]) -> list[Patch]:
+    """Return an entry for each part that some bar has.
+
+    Where no run was profiled, as on a CPU, a bar is the wall time and nothing else.
+    """
+    handles = [
+        Patch(color=color, label=name)
+        for key, (name, color) in COMPONENTS.items()
+        if any(number(run, key) for run in runs)
+    ]
+    if any(_rest(run) for run in runs):
+        label = "rest of the wall time" if handles else WITHOUT_PARTS
+        look = {name: value for name, value in REST.items() if name != "height"}
+        handles.append(Patch(label=label, **look))
+    return handles
+
+
+def _rest(run: dict) -> float:
+    """Return the wall time in no component, in ms; 0 where it is too little to show."""
+    step_ms = number(run, "step_ms") or 0.0
+    rest = step_ms - sum(number(run, key) or 0.0 for key in COMPONENTS)
+    return rest if rest > LEAST_REST * step_ms else 0.0
+
+
 def _panels(title: str, groups: Sequence[Group], where: str, height: float):
-    """A figure with a panel per group; what all have in common is said once."""
+    """Make a figure with a panel per group; what all share is said once."""
     workload, same = groups[0].workload, describe(common(groups))
     subtitle = " · ".join(filter(None, [where, same]))
     width = 7.5 if len(groups) == 1 else 4.3
@@ -97,7 +121,7 @@ def _title(group: Group, groups: Sequence[Group]) -> str:
 
 
 def _stack(ax: Axes, place: int, run: dict | None) -> None:
-    """A bar with the wall time at its end, or why there is none."""
+    """Draw a bar with the wall time at its end, or say why there is none."""
     step_ms = number(run, "step_ms") if run else None
     if run is None or step_ms is None:
         reason = "not run" if run is None else str(run.get("error") or "no time")
@@ -109,8 +133,7 @@ def _stack(ax: Axes, place: int, run: dict | None) -> None:
         width = number(run, key) or 0.0
         ax.barh(place, width, left=left, height=0.72, color=color)
         left += width
-    rest = step_ms - left
-    if rest > LEAST_REST * step_ms:
+    if rest := _rest(run):
         ax.barh(place, rest, left=left, **REST)
     _note(ax, max(left, step_ms), place, significant(step_ms))
 
@@ -141,7 +164,7 @@ def _longest(group: Group) -> float:
 
 
 def io_bytes(groups: Sequence[Group], palette: style.Palette, where: str) -> Figure:
-    """Bars of the bytes of each kind on a logarithmic scale, side by side by method."""
+    """Draw the bytes of each kind on a logarithmic scale, methods side by side."""
     series = all_series(groups)
     figure, axes = _panels("Bytes that attention reads and writes", groups, where, 2.3)
     low, high = _decades(groups)
@@ -171,7 +194,7 @@ def _bars(
     palette: style.Palette,
     series: Series,
 ) -> None:
-    """One method's bar of each kind; "0" where it moves none."""
+    """Draw one method's bar of each kind; "0" where it moves none."""
     width = 0.84 / max(count, 3)
     for kind, key in enumerate(BYTES):
         value = number(run, key) if run else None
@@ -198,7 +221,7 @@ def _patch(palette: style.Palette, series: Series) -> Patch:
 
 
 def _decades(groups: Sequence[Group]) -> tuple[float, float]:
-    """Powers of ten around all bytes, in MB."""
+    """Return the powers of ten around all bytes, in MB."""
     runs = [run for group in groups for run in group.runs]
     values = [v / MEGABYTE for run in runs for key in BYTES if (v := number(run, key))]
     least, most = min(values, default=1.0), max(values, default=1.0)
@@ -207,7 +230,7 @@ def _decades(groups: Sequence[Group]) -> tuple[float, float]:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """Powers of ten in a range: all, every second or every third."""
+    """Return powers of ten in a range: all, every second or every third."""
     exponents = range(round(math.log10(low)), round(math.log10(high)) + 1)
     step = 1 + (len(exponents) - 1) // 8
     return [10.0**exponent for exponent in exponents[::step]]

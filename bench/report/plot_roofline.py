@@ -18,7 +18,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 def roofline(
     groups: Sequence[Group], palette: style.Palette, where: str
 ) -> Figure | None:
-    """A point per run, on logarithmic axes; None where no run has both times."""
+    """Draw a point per run on logarithmic axes; None where no run has both times."""
     points = [
         (group.workload, run, x, y)
         for group in groups
@@ -68,7 +68,7 @@ def _look(palette: style.Palette, series) -> dict:
 
 
 def _draw_guides(ax: Axes, x: Sequence[float], y: Sequence[float]) -> None:
-    """Lines of GUIDES over the range of the points, with their factors at the end."""
+    """Draw the lines of GUIDES over the range of the points, factors at their ends."""
     left, right = min(x) / 1.25, max(x) * 1.25
     ax.set_xscale("log")
     ax.set_yscale("log")

@@ -27,16 +27,17 @@ from deft_jax.results.terminal_text import one_line
 
 from .data import METHODS, Series, labels, significant
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
+# Okabe and Ito's colours, which the colour-blind tell apart. Their orange is too near
+# to their vermilion for thin lines, so no method of METHODS has it.
 METHOD_COLORS = dict(
     zip(
         METHODS,
-        ["#000000", "#E69F00", "#CC79A7", "#56B4E9", "#009E73", "#D55E00"],
+        ["#000000", "#0072B2", "#CC79A7", "#56B4E9", "#009E73", "#D55E00"],
         strict=True,
     )
 )
-OTHER_COLORS = ("#0072B2", "#F0E442", "#999999")
-"""Of methods that are not in METHODS."""
+OTHER_COLORS = ("#E69F00", "#F0E442", "#999999")
+"""Colours of methods that are not in METHODS, in turn."""
 
 LINES = ("-", "-.", ":")
 HATCHES = ("", "////", "....")
@@ -67,35 +68,35 @@ class Palette:
             self._places[one] = methods.count(one.method)
 
     def name(self, series: Series) -> str:
-        """For legends."""
+        """Return the method's name for legends."""
         return plain(self._names[series])
 
     def color(self, series: Series) -> str:
-        """Of the method."""
+        """Return the method's colour."""
         return self._colors[series.method]
 
     def line(self, series: Series) -> str:
-        """Of the implementation; never the dashes of the roofline."""
+        """Return the implementation's line style; never the roofline's dashes."""
         return LINES[self._places[series] % len(LINES)]
 
     def hatch(self, series: Series) -> str:
-        """Of the implementation's bars."""
+        """Return the hatch of the implementation's bars."""
         return HATCHES[self._places[series] % len(HATCHES)]
 
     def hollow(self, series: Series) -> bool:
-        """Whether the implementation's markers are, all but a method's first."""
+        """Say whether the markers are hollow: those of all but a method's first are."""
         return self._places[series] > 0
 
 
 def plain(text: str) -> str:
-    """One line of text without controls, which is never taken for a formula."""
+    """Return one line of text without controls that is never taken for a formula."""
     return one_line(text).replace("$", r"\$")
 
 
 def make_figure(
     title: str, subtitle: str, *, panels: int, panel: tuple[float, float]
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a title, and as many panels as are asked for.
+    """Return a figure with a title, and as many panels as are asked for.
 
     Args:
         title: what is shown.
@@ -138,14 +139,14 @@ def _axes(figure: Figure, rows: int, columns: int, panels: int) -> Iterator[Axes
 
 
 def name_axes(axes: Axes, title: str, x: str, y: str) -> None:
-    """Names a panel and its axes."""
+    """Name a panel and its axes."""
     axes.set_title(plain(title), size=TEXT, color=INK, loc="left")
     axes.set_xlabel(plain(x), size=TEXT, color=INK)
     axes.set_ylabel(plain(y), size=TEXT, color=INK)
 
 
 def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """A legend below all panels."""
+    """Put a legend below all panels."""
     width = sum(0.5 + 0.085 * len(str(handle.get_label())) for handle in handles)
     rows = math.ceil(width / figure.get_figwidth())
     figure.legend(
@@ -161,13 +162,13 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def is_first_in_row(axes: Axes) -> bool:
-    """Whether nothing is to the left of a panel."""
+    """Say whether nothing is to the left of a panel."""
     place = axes.get_subplotspec()
     return place is None or place.is_first_col()
 
 
 def log_axis(axis: Axis, ticks: Iterable[float] | None = None) -> None:
-    """Labels a logarithmic axis with plain numbers, at given places if there are any.
+    """Label a logarithmic axis with plain numbers, at given ticks if there are any.
 
     The scale must have been set before.
     """

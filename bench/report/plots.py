@@ -41,7 +41,7 @@ class Plot:
     """A plot in its file.
 
     Attributes:
-        path: of the PNG file.
+        path: the PNG file.
         caption: what it shows, in a sentence.
     """
 
@@ -82,7 +82,7 @@ def _figures(
 
 
 def _parts(groups: Sequence[Group], key: str) -> Iterator[tuple[str, list[Group]]]:
-    """The groups that have a number, by workload and MOST_PANELS at a time."""
+    """Yield the groups with a number, by workload and MOST_PANELS at a time."""
     for workload in dict.fromkeys(group.workload for group in groups):
         some = [
             group
@@ -98,7 +98,7 @@ def _parts(groups: Sequence[Group], key: str) -> Iterator[tuple[str, list[Group]
 def step_latency(
     groups: Sequence[Group], palette: style.Palette, where: str, parameter: str
 ) -> Figure | None:
-    """Lines of step latency against a parameter, a panel for each of the others.
+    """Draw step latency against a parameter, a panel for each of the others.
 
     Returns:
         None where no panel would have two points of a line.
@@ -157,7 +157,7 @@ def _draw_lines(
 
 
 def _points(panel: Sequence[Group], parameter: str, series: Series):
-    """x and y of a line; it has a gap where a run failed."""
+    """X and y of a line; it has a gap where a run failed."""
     runs = [(group.parameters[parameter], group.run(series)) for group in panel]
     y = [number(run, "step_ms") if run else None for _, run in runs]
     return [x for x, _ in runs], [float("nan") if v is None else v for v in y]

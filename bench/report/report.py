@@ -27,7 +27,7 @@ from rich.cells import cell_len
 from deft_jax.results.terminal_text import head, one_line, wrap
 
 from ..extras import require
-from .columns import TERMINAL, Column
+from .columns import FLAG_NOTE, TERMINAL, Column, is_above_roofline
 from .data import Group, Series, all_series, card_facts, labels, make_groups
 
 WIDTH = 100
@@ -41,7 +41,7 @@ def write_report(report: dict, folder: Path) -> list[Path]:
     The JSON is written first, so that it is kept where the plots cannot be drawn.
 
     Args:
-        report: as the module describes it.
+        report: the dict that this module describes.
         folder: is made if it is not there.
 
     Returns:
@@ -73,19 +73,23 @@ def print_report(report: dict) -> None:
 
 
 def report_lines(report: dict) -> Iterator[str]:
-    """The lines of the text without the JSON, of at most WIDTH cells."""
+    """Yield the lines of the text without the JSON, of at most WIDTH cells."""
     for name, value in card_facts(report).items():
         first, *rest = wrap(one_line(f"{name}: {value}"), WIDTH - len(INDENT))
         yield first
         yield from (INDENT + line for line in rest)
     groups = make_groups(report)
-    if groups:
+    if not groups:
+        return
+    yield ""
+    yield from _table(groups)
+    if any(is_above_roofline(run) for group in groups for run in group.runs):
         yield ""
-        yield from _table(groups)
+        yield from wrap(FLAG_NOTE, WIDTH)
 
 
 def _table(groups: Sequence[Group]) -> Iterator[str]:
-    """A heading of several lines, then the groups and their runs."""
+    """Yield a heading of several lines, then the groups and their runs."""
     names = {s: one_line(name) for s, name in labels(all_series(groups)).items()}
     widths = [_width(column, groups) for column in TERMINAL]
     left = max(len(INDENT) + cell_len(name) for name in names.values())
@@ -101,7 +105,7 @@ def _table(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _lines(name: str, run: dict, left: int, widths: Sequence[int]) -> Iterator[str]:
-    """A run; a name that is too wide has a line of its own."""
+    """Yield the lines of a run; a name that is too wide has a line of its own."""
     name = INDENT + name
     if cell_len(name) > left:
         yield head(name, WIDTH)
@@ -124,7 +128,7 @@ def _row(name: str, cells: Sequence[str], left: int, widths: Sequence[int]) -> s
 
 
 def _heading(column: Column) -> list[str]:
-    """A heading's words and the unit, one a line, in the last of HEADING_LINES."""
+    """Return a heading's words and its unit, one a line, ending on the last line."""
     lines = [*column.heading.split(), column.unit]
     return [""] * (HEADING_LINES - len(lines)) + lines
 

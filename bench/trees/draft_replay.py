@@ -66,7 +66,7 @@ class DraftPlanner:
     template: DraftTemplate = dataclasses.field(compare=False, repr=False)
 
     def init(self, capacity: Capacity) -> DraftState:
-        """The template as arrays.
+        """Return the template as arrays.
 
         Raises:
             CapacityError: the engine decodes several requests at a time.
@@ -85,7 +85,7 @@ class DraftPlanner:
         )
 
     def plan(self, state: DraftState, view: View) -> tuple[DraftState, Plan]:
-        """Judges the drafts of the last step, keeps the template's, drafts anew."""
+        """Judge the drafts of the last step, keep the template's, draft anew."""
         size = view.tree.num_nodes
         fresh = (view.node[0] < size) & (view.generated[0] == 0)
         step = jnp.where(fresh, 0, state.step)
@@ -101,7 +101,7 @@ class DraftPlanner:
         return state, plan
 
     def _count_agreed(self, state: DraftState, view: View) -> jax.Array:
-        """[] int32: drafts on the longest path that is what the model itself says."""
+        """Return [] int32, drafts on the longest path that the model itself says."""
         says = view.token[state.parent]
         right = (state.depth > 0) & (state.drafted == says)
         kept = state.depth == 0
@@ -110,7 +110,7 @@ class DraftPlanner:
         return jnp.max(jnp.where(kept, state.depth, 0))
 
     def _draft(self, state: DraftState, view: View, tip, fresh, runs) -> Plan:
-        """The trunk takes the token after the tip, the drafts follow it."""
+        """Give the trunk the token after the tip; the drafts follow it."""
         size, num_rows = view.tree.num_nodes, view.node.shape[0]
         most = min(num_rows, view.logits.shape[1])
         _, [likeliest] = top_k(view.logits[tip][None], most)
@@ -133,7 +133,7 @@ class DraftPlanner:
 
 
 def _draft_logprob(state: DraftState, view: View) -> jax.Array:
-    """[B] float32, log-probability of each row's token after the row above it."""
+    """Return [B] float32, each token's log-probability after the row above it."""
     rows = jnp.arange(view.node.shape[0])
     normaliser = view.logits[rows, view.token] - view.logprob
     return view.logits[state.parent, state.drafted] - normaliser[state.parent]
@@ -176,7 +176,7 @@ class DraftReplay:
         return Sampling(temperature=0.0, max_new_tokens=total, ignore_eos=True)
 
     def conclude(self, tree: GenerationTree) -> GenerationTree:
-        """The tree as it is."""
+        """Return the tree as it is."""
         return tree
 
     def pages_needed(self, page_size: int) -> int:
@@ -186,7 +186,7 @@ class DraftReplay:
 
 
 def capacity(template: DraftTemplate, page_size: int = DEFAULT_PAGE_SIZE) -> Capacity:
-    """What an engine needs to replay a template.
+    """Return the capacity that an engine needs to replay a template.
 
     An engine starts a request only if every row may open a page, though the rows of a
     draft tree share the trunk's.
@@ -198,7 +198,7 @@ def capacity(template: DraftTemplate, page_size: int = DEFAULT_PAGE_SIZE) -> Cap
 
 
 def _table(values: tuple[int, ...], size: int, fill: int) -> jax.Array:
-    """[size] int32: values and, behind them, a fill value."""
+    """Return [size] int32, the values and, behind them, a fill value."""
     table = np.full(size, fill, np.int32)
     table[: len(values)] = values
     return jnp.asarray(table)

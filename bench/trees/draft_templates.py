@@ -141,7 +141,7 @@ def speculative(
     max_tokens: int = 6000,
     prompt_tokens: int = PROMPT_TOKENS,
 ) -> DraftTemplate:
-    """The paper's speculative decoding: 1507 steps that keep 4984 tokens in all.
+    """Return the paper's speculative decoding: 1507 steps that keep 4984 tokens.
 
     The accept lengths of the file are prolonged with random ones, as DeFT's release
     does, until prompt and kept tokens are `max_tokens`; the last is cut to fit.
@@ -152,8 +152,8 @@ def speculative(
             replays `T` one-token leaves below the root, of which no two could be kept
             together. Ours is a chain just long enough for the largest accept length,
             and all other drafts are leaves below the trunk's token.
-        max_tokens: of the finished sequence, the prompt counted.
-        prompt_tokens: of the prompt.
+        max_tokens: most tokens of the finished sequence, the prompt counted.
+        prompt_tokens: length of the prompt.
 
     Raises:
         DeftError: there is no such tree, or no room below `max_tokens`.

@@ -23,7 +23,7 @@ def level_tree(
     drafts: bool = False,
     seed: int = 0,
 ) -> tuple[Tree, Slots]:
-    """A tree after the last token of every leaf was appended in one step.
+    """Return a tree after one step that appended the last token of every leaf.
 
     Nodes are numbered level by level; the capacities for nodes and pages are what the
     tree needs. Node `j` of a level has the parent `j * n // m`, where the level has `m`
@@ -35,7 +35,7 @@ def level_tree(
         page_size: token slots of a page.
         drafts: true if the nodes below the root are drafts, whose tokens are stored in
             the root's pages.
-        seed: of the order of the pages, which is shuffled.
+        seed: seed of the order of the pages, which is shuffled.
 
     Returns:
         The tree, and the slots of the queries: row `i` is the last token of leaf `i`.
@@ -82,7 +82,7 @@ def level_tree(
 
 
 def _parents(levels: list[slice]) -> np.ndarray:
-    """[N]: parents of all nodes.
+    """Return [N] int32, the parents of all nodes.
 
     nodes 1 2 3  ->  -1, 0 0, 1 1 2
     """
@@ -94,7 +94,7 @@ def _parents(levels: list[slice]) -> np.ndarray:
 
 
 def _depth_first_numbers(parent: np.ndarray, levels: list[slice]):
-    """[N] twice, as `Tree.first` and `Tree.end`."""
+    """Return [N] int32 twice: what `Tree.first` and `Tree.end` hold."""
     size = np.ones(len(parent), int)
     for level in reversed(levels[1:]):
         np.add.at(size, parent[level], size[level])
@@ -108,13 +108,13 @@ def _depth_first_numbers(parent: np.ndarray, levels: list[slice]):
 
 
 def _places(storage: np.ndarray, num_nodes: int, page_size: int, seed: int):
-    """Packs the tokens of each storage node into pages of its own.
+    """Pack the tokens of each storage node into pages of its own.
 
     Args:
         storage: [tokens], storage node of each token.
-        num_nodes: of the tree.
+        num_nodes: number of the tree's nodes.
         page_size: token slots of a page.
-        seed: of the order of the pages.
+        seed: seed of the order of the pages.
 
     Returns:
         `Tree.page_owner`, and the page [tokens] and slot [tokens] of each token.

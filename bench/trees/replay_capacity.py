@@ -7,10 +7,10 @@ from deft_jax.errors import CapacityError
 def replay_capacity(
     prompt_tokens: int, rows: int, nodes: int, pages: int, page_size: int
 ) -> Capacity:
-    """The capacity for one request, rounded up so that replays share a compilation.
+    """Return the capacity for one request, rounded so that replays share programs.
 
     Args:
-        prompt_tokens: of the longest prompt.
+        prompt_tokens: length of the longest prompt.
         rows: most query tokens of a step.
         nodes: most nodes at once.
         pages: most pages at once.

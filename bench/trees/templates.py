@@ -130,20 +130,20 @@ class TreeTemplate:
         return self.live_width * (self.prompt_tokens + 1 + np.arange(self.steps))
 
     def _running(self, weight: np.ndarray, until: np.ndarray) -> np.ndarray:
-        """[S]: the weights of the nodes below the prompt from their start on."""
+        """Return [S], sums over steps of the weights of nodes that have started."""
         size = self.steps + 1
         begins = np.bincount(self.start[1:], weight[1:], size)
         ends = np.bincount(until[1:], weight[1:], size)
         return np.cumsum(begins - ends)[:-1].astype(int)
 
     def shortened(self, factor: int) -> "TreeTemplate":
-        """The same topology with a `factor` fewer tokens per node, at least one."""
+        """Return the topology with a `factor` fewer tokens per node, at least one."""
         tokens = (max(1, count // factor) for count in self.tokens)
         return TreeTemplate.create(f"{self.name}/{factor}", self.parents, tokens)
 
 
 def few_shot(prompt_tokens: int, width: int, steps: int) -> TreeTemplate:
-    """A prompt that branches once into `width` leaves, which grow for `steps` steps.
+    """Return a prompt that branches once into `width` leaves, grown for `steps`.
 
     The paper: a prompt of 4000 tokens, widths of 20, 30 and 50, 399 steps.
     """
@@ -153,7 +153,7 @@ def few_shot(prompt_tokens: int, width: int, steps: int) -> TreeTemplate:
 
 
 def reasoning(task: str) -> list[TreeTemplate]:
-    """The ten search trees of a task of REASONING_TASKS, in the order of the file.
+    """Return the ten search trees of a task of REASONING_TASKS, in file order.
 
     Raises:
         DeftError: there is no such task.
@@ -168,7 +168,7 @@ def reasoning(task: str) -> list[TreeTemplate]:
 
 
 def level_tree(nodes: Sequence[int], tokens_per_node: Sequence[int]) -> TreeTemplate:
-    """A tree of levels, the first being the prompt; children are spread evenly.
+    """Return a tree of levels: the first is the prompt, children spread evenly.
 
     Node `j` of a level has the parent `j * n // m`, where the level has `m` nodes and
     the one above `n`, as in the FastTree benchmark.
@@ -199,7 +199,7 @@ def random_search(
     prompt_tokens: int = 1024,
     seed: int = 0,
 ) -> TreeTemplate:
-    """A synthetic tree search of `depth` rounds; the same for the same arguments.
+    """Make a tree search of `depth` rounds; the same for the same arguments.
 
     In the first round the prompt branches into `width` leaves. In each later round
     every leaf that is still searched is given up with probability `prune_rate`, but
@@ -216,7 +216,7 @@ def random_search(
         prune_rate: from 0 to 1.
         tokens: least and most tokens that a leaf gets in a round.
         prompt_tokens: tokens of the prompt.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
     """
     draw = random.Random(seed)
     parents, lengths = [NO_NODE], [prompt_tokens]
@@ -241,5 +241,5 @@ def random_search(
 
 
 def load_workload(name: str) -> dict[str, Any]:
-    """A file of `workloads/`, by its name without `.json`."""
+    """Read a file of `workloads/`, by its name without `.json`."""
     return json.loads((WORKLOADS / f"{name}.json").read_text())

@@ -67,7 +67,7 @@ class TreePlanner:
     draft_depth: int = 1
 
     def init(self, capacity: Capacity) -> ReplayState:
-        """The schedule as arrays.
+        """Return the schedule as arrays.
 
         Raises:
             CapacityError: the engine decodes several requests at a time.
@@ -76,7 +76,7 @@ class TreePlanner:
         return _schedule(self.template, self.events, capacity.rows)
 
     def plan(self, state: ReplayState, view: View) -> tuple[ReplayState, Plan]:
-        """Follows the schedule; the step of a request's fresh rows is the first."""
+        """Follow the schedule; the step of a request's fresh rows is the first."""
         size, num_rows = view.tree.num_nodes, view.node.shape[0]
         live = view.node < size
         fresh = live[0] & (view.generated[0] == 0)
@@ -104,7 +104,7 @@ class TreePlanner:
 
 
 def _choose(view: View, row: jax.Array, rank: jax.Array):
-    """[B] tokens and log-probabilities after rows [B]: sampled, or of a rank.
+    """Return [B] tokens and log-probabilities after rows: sampled, or by rank.
 
     There are at most as many children as rows, so that no number of likeliest tokens
     depends on the template.
@@ -162,7 +162,7 @@ class TreeReplay:
         return Sampling(temperature=0.0, max_new_tokens=steps, ignore_eos=True)
 
     def conclude(self, tree: GenerationTree) -> GenerationTree:
-        """The tree as it is."""
+        """Return the tree as it is."""
         return tree
 
     def result_nodes(self) -> list[int]:
@@ -184,14 +184,14 @@ class TreeReplay:
 
 
 def capacity(template: TreeTemplate, page_size: int = DEFAULT_PAGE_SIZE) -> Capacity:
-    """What an engine needs to replay a template."""
+    """Return the capacity that an engine needs to replay a template."""
     return common_capacity([template], page_size)
 
 
 def common_capacity(
     templates: Sequence[TreeTemplate], page_size: int = DEFAULT_PAGE_SIZE
 ) -> Capacity:
-    """What an engine needs to replay any of the templates, with one compilation."""
+    """Return the capacity to replay any of the templates with one compilation."""
     replays = [TreeReplay(template) for template in templates]
     return replay_capacity(
         prompt_tokens=max(template.prompt_tokens for template in templates),
@@ -208,7 +208,7 @@ def _event_steps(template: TreeTemplate) -> list[int]:
 
 
 def _assign_rows(template: TreeTemplate) -> np.ndarray:
-    """[N] int, row of each node, the lowest that is idle; 0 for the prompt.
+    """Return [N] int, each node's row: the lowest that is idle; 0 for the prompt.
 
     A row is idle again in the step after its node's last.
     """
@@ -224,7 +224,7 @@ def _assign_rows(template: TreeTemplate) -> np.ndarray:
 
 
 def _schedule(template: TreeTemplate, events: int, num_rows: int) -> ReplayState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     row, steps = _assign_rows(template), _event_steps(template)
     index = {step: event for event, step in enumerate(steps)}
     when = np.full(events, NO_NODE, np.int32)

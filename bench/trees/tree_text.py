@@ -6,7 +6,7 @@ from .templates import TreeTemplate, level_tree, random_search
 
 
 def parse_levels(text: str) -> TreeTemplate:
-    """A level tree from "1,4,16;256,64,32": nodes per level; tokens per node.
+    """Parse a level tree, "1,4,16;256,64,32": nodes per level; tokens per node.
 
     Raises:
         DeftError: it is no such text, or there is no such tree.
@@ -22,7 +22,7 @@ def parse_levels(text: str) -> TreeTemplate:
 
 
 def parse_search(text: str) -> TreeTemplate:
-    """A random search from "width,depth,branch rate,prune rate,seed".
+    """Parse a random search, "width,depth,branch rate,prune rate,seed".
 
     Raises:
         DeftError: it is no such text, or there is no such tree.

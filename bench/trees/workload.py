@@ -55,7 +55,7 @@ class Workload:
         return TreeReplay(self.template)
 
     def capacity(self, page_size: int) -> Capacity:
-        """What an engine needs for it and its peers."""
+        """Return what an engine needs for this tree and its peers."""
         if isinstance(self.template, DraftTemplate):
             return draft_replay.capacity(self.template, page_size)
         trees = self.peers or (self.template,)
@@ -80,7 +80,7 @@ class Workload:
     def count_io(
         self, method: Method, sizes: AttentionSizes, kernel: KernelSizes
     ) -> IOAccount:
-        """Bytes that a method's attention moves in all steps and layers."""
+        """Count the bytes that a method's attention moves in all steps and layers."""
         return total(count_io(method, steps, sizes, kernel) for steps in self._steps)
 
     @functools.cached_property
@@ -98,7 +98,7 @@ class Workload:
 def few_shot_workloads(
     prompts: Sequence[int], widths: Sequence[int], steps: int
 ) -> list[Workload]:
-    """A prompt that branches once, for every length and width."""
+    """Return a prompt that branches once, for every length and width."""
     return [
         Workload(
             "few-shot",
@@ -113,10 +113,10 @@ def few_shot_workloads(
 def reasoning_workloads(
     tasks: Sequence[str], trees: Sequence[int], shorten: int = 1
 ) -> list[Workload]:
-    """Recorded searches; those of a task share a capacity.
+    """Return recorded searches; those of a task share a capacity.
 
     Args:
-        tasks: of `templates.REASONING_TASKS`.
+        tasks: names of `REASONING_TASKS`.
         trees: numbers from 0 to 9.
         shorten: divisor of all lengths.
     """
@@ -159,5 +159,5 @@ def speculative_workloads(
 
 
 def tree_workloads(templates: Sequence[TreeTemplate]) -> list[Workload]:
-    """Any trees, each by its name."""
+    """Return workloads of any trees, each with its name."""
     return [Workload("trees", {"name": tree.name}, tree) for tree in templates]
