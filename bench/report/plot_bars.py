@@ -25,7 +25,7 @@ from .data import (
 # Apart from the methods' colours; Tol's "muted", for the colour-blind too.
 COMPONENTS = {
     "model_ms": ("model layers", "#BBBBBB"),
-    "attention_ms": ("attention", "#332288"),
+    "attention_ms": ("attention", "#882255"),
     "grouping_ms": ("grouping", "#44AA99"),
     "tree_ops_ms": ("tree operations", "#DDCC77"),
     "sampling_ms": ("sampling", "#CC6677"),

@@ -27,12 +27,12 @@ from deft_jax.results.terminal_text import one_line
 
 from .data import METHODS, Series, labels, significant
 
-# Okabe and Ito's colours, which the colour-blind tell apart. Their orange is too near
-# to their vermilion for thin lines, so no method of METHODS has it.
+# Okabe and Ito's colours, which the colour-blind tell apart, and one of Tol's: the
+# former's orange and blue are too near to vermilion and sky blue for thin lines.
 METHOD_COLORS = dict(
     zip(
         METHODS,
-        ["#000000", "#0072B2", "#CC79A7", "#56B4E9", "#009E73", "#D55E00"],
+        ["#000000", "#332288", "#CC79A7", "#56B4E9", "#009E73", "#D55E00"],
         strict=True,
     )
 )

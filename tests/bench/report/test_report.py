@@ -1,5 +1,6 @@
 """The report of a benchmark: the page, its plots and the text; no number is real."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -12,10 +13,15 @@ from PIL import Image
 
 from deft_jax.bench import extras
 from deft_jax.bench.report import data as report_data
+from deft_jax.bench.report import plot_bars, plot_style
+from deft_jax.bench.report.columns import FLAG_NOTE
 from deft_jax.bench.report.report import WIDTH, print_report, report_lines, write_report
 from deft_jax.errors import DeftError
 from tests.support.bench.made_up_report import METHODS, made_up_report, made_up_run
 
+SRGB_TO_XYZ = np.array(
+    [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+)
 REFERENCES = {"src", "href", "srcset", "data", "action", "poster"}
 
 
@@ -196,3 +202,66 @@ def test_the_text_needs_no_matplotlib():
     code += "print_report({'runs': [{}]})\n"
     code += "assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def without_parts(run: dict) -> dict:
+    """A run of a device that has no profiler, such as a CPU."""
+    return run | dict.fromkeys(plot_bars.COMPONENTS)
+
+
+def legend_of(runs: list[dict]) -> list[str]:
+    """The entries of the time plot's legend."""
+    groups = report_data.make_groups({"runs": runs})
+    palette = plot_style.Palette(report_data.all_series(groups))
+    [legend] = plot_bars.breakdown(groups, palette, "here").legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_the_legend_names_the_parts_that_are_there():
+    run = made_up_run("few-shot", {"width": 4}, "deft_flatten", 100, 4)
+    parts = [name for name, _ in plot_bars.COMPONENTS.values()]
+    assert legend_of([run | {"step_ms": 2 * run["step_ms"]}]) == [
+        *parts,
+        "rest of the wall time",
+    ]
+    assert legend_of([run]) == parts
+    assert legend_of([run | {"grouping_ms": None, "other_ms": 0.0}]) == [
+        *(part for part in parts if part not in ("grouping", "other")),
+        "rest of the wall time",
+    ]
+    assert legend_of([without_parts(run)]) == [plot_bars.WITHOUT_PARTS]
+
+
+def test_colours_of_methods_are_far_apart():
+    def lab(color: str) -> np.ndarray:
+        """CIE L*a*b* of a colour, D65."""
+        rgb = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+        xyz = SRGB_TO_XYZ @ linear / (0.9505, 1.0, 1.089)
+        x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+    colors = [lab(color) for color in plot_style.METHOD_COLORS.values()]
+    pairs = itertools.combinations(colors, 2)
+    # Orange and vermilion, which looked alike, are 33 apart.
+    assert min(float(np.linalg.norm(a - b)) for a, b in pairs) > 50
+
+
+def test_what_cannot_be_is_flagged(tmp_path: Path):
+    run = made_up_run("few-shot", {"width": 4}, "radix", 100, 4)
+    above = {"runs": [run | {"roofline_fraction": 3.88}]}
+    text = "\n".join(report_lines(above))
+    assert "388!" in text
+    assert " ".join(text.split()).endswith(FLAG_NOTE)
+    page = write_report(above, tmp_path)[0].read_text()
+    assert page.count("388!") >= 2 and FLAG_NOTE in page
+    below = {"runs": [run | {"roofline_fraction": 0.997}]}
+    assert "!" not in "\n".join(report_lines(below))
+    assert FLAG_NOTE not in write_report(below, tmp_path)[0].read_text()
+
+
+def test_conditions_name_the_processor_and_versions():
+    report = {"device": "cpu", "cpu": "Some CPU 3000", "cores": 2, "deft_jax": "0.1.0"}
+    lines = list(report_lines(report | {"runs": []}))
+    assert {"CPU: Some CPU 3000", "cores: 2", "deft-jax: 0.1.0"} <= set(lines)
+    assert report_data.conditions(report) == "Some CPU 3000"
