@@ -54,7 +54,7 @@ class Column:
         known = {
             value: text
             for run, text in zip(group.runs, texts, strict=True)
-            if (value := self.value(run)) is not None
+            if (value := self.value(run)) is not None and not text.endswith(FLAG)
         }
         if self.best is None or len(set(known.values())) < 2:
             return [False] * len(texts)

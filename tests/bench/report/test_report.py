@@ -249,12 +249,14 @@ def test_colours_of_methods_are_far_apart():
 
 def test_what_cannot_be_is_flagged(tmp_path: Path):
     run = made_up_run("few-shot", {"width": 4}, "radix", 100, 4)
-    above = {"runs": [run | {"roofline_fraction": 3.88}]}
+    other = run | {"method": "deft_flatten", "roofline_fraction": 0.5}
+    above = {"runs": [run | {"roofline_fraction": 3.88}, other]}
     text = "\n".join(report_lines(above))
     assert "388!" in text
     assert " ".join(text.split()).endswith(FLAG_NOTE)
     page = write_report(above, tmp_path)[0].read_text()
     assert page.count("388!") >= 2 and FLAG_NOTE in page
+    assert "388! ★" not in page and 'class="best">388!' not in page
     below = {"runs": [run | {"roofline_fraction": 0.997}]}
     assert "!" not in "\n".join(report_lines(below))
     assert FLAG_NOTE not in write_report(below, tmp_path)[0].read_text()
