@@ -85,7 +85,7 @@ def start_tests(names: Sequence[str], path: Path) -> subprocess.Popen:
 
 
 def outcomes(log: str) -> list[dict]:
-    """What pytest's verbose output says of each test.
+    """Return what pytest's verbose output says of each test.
 
     tests/engine/test_gpu.py::test_it PASSED  ->  {"name": .., "passed": True}
     """

@@ -19,7 +19,7 @@ IMPORTS = (
 
 
 def check_top_level_names() -> None:
-    """The installation owns one import name; a `models` would overwrite others'."""
+    """Assert that the installation owns one import name; a `models` would overwrite."""
     files = distribution("deft-jax").files or []
     names = {file.parts[0] for file in files if file.parts[0] != ".."}
     modules = {name for name in names if not name.endswith(".dist-info")}

@@ -135,7 +135,7 @@ def structure_of(folder: str, part: str = "") -> Structure:
 
 
 def _room(file: Path, base: Path) -> str:
-    """The room of a file; empty for the package's own `__init__` and files outside."""
+    """Return the room of a file; empty for `__init__` itself and files outside."""
     if not file.is_relative_to(base):
         return ""
     parts = file.relative_to(base).parts

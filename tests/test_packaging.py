@@ -28,7 +28,7 @@ BUILD = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZipFile]:
-    """The wheel of a copy of the sources: a build writes into the folder it reads."""
+    """Build the wheel of a copy of the sources: a build writes into what it reads."""
     copy = tmp_path_factory.mktemp("sources")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)

@@ -165,7 +165,7 @@ def _choose_survivors(plan, parents, rng):
 
 
 def _choose_queries(plan, parents, tokens, rng):
-    """The last tokens of a node query, in the order of the rows."""
+    """Return the last tokens of a node query, in the order of the rows."""
     todo = []
     for age in rng.permutation(len(parents)).tolist():
         if plan.queries and (plan.inner or age not in parents):

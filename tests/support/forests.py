@@ -42,7 +42,7 @@ class Forest:
 
 
 def grow(plan: Plan) -> Forest:
-    """The forest of a plan, with random node numbers and siblings in any order."""
+    """Return the forest of a plan, with random node numbers and order of siblings."""
     rng = np.random.default_rng(plan.seed)
     made = sketch(plan, rng)
     names = rng.permutation(plan.limits.nodes)[: plan.nodes].tolist()

@@ -45,7 +45,7 @@ def place_by_levels(tree: Tree, source, live, branches, draft, depth: int):
 
 @st.composite
 def forests(draw) -> Tree:
-    """A few prompts and what was branched from them, drafts among it."""
+    """Draw a few prompts and what was branched from them, drafts among it."""
     tree, nodes = Tree.create(NODES, PAGES, PAGE_SIZE), []
     for _ in range(draw(st.integers(1, 3))):
         parent = st.sampled_from([NO_NODE, *nodes])

@@ -31,7 +31,7 @@ def ints(*values):
 
 @pytest.fixture(scope="module")
 def forest():
-    """A root of two tokens with a draft of one, and node `DEAD`, which was pruned."""
+    """Return a root of two tokens with a draft of one; node `DEAD` was pruned."""
     tree = Tree.create(NODES, PAGES, PAGE_SIZE)
     tree, made = branch(tree, ints(*[NO_NODE] * 3), np.ones(3, bool))
     root, other, dead = made.tolist()

@@ -36,7 +36,7 @@ traces: Counter = Counter()
 
 
 def compiled(operation):
-    """A jitted operation that counts its traces for each capacity."""
+    """Return a jitted operation that counts its traces for each capacity."""
 
     def counted(tree, *arguments):
         traces[operation, tree.parent.shape, tree.slot_node.shape] += 1
@@ -46,7 +46,7 @@ def compiled(operation):
 
 
 def any_of(nodes):
-    """A strategy for one of the nodes."""
+    """Return a strategy for one of the nodes."""
     return st.sampled_from(sorted(nodes))
 
 
@@ -55,7 +55,7 @@ any_idle = "idle"
 
 
 def up_to(most, nodes, key=None):
-    """A strategy for one node or several, all different under `key`."""
+    """Return a strategy for one node or several, all different under `key`."""
     key = key or (lambda node: node)
     return st.lists(any_of(nodes), min_size=1, max_size=most, unique_by=key)
 
@@ -75,7 +75,7 @@ class ForestMachine(RuleBasedStateMachine):
         prompts=st.lists(st.integers(0, 8), min_size=1, max_size=3),
     )
     def create(self, capacity, prompts):
-        """A forest of prompts, some of them empty yet."""
+        """Make a forest of prompts, some of them empty yet."""
         self.tree = Tree.create(*capacity)
         self.model = HostTree()
         self.token = count(1)

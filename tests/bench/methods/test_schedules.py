@@ -73,7 +73,7 @@ group_jit = jax.jit(group)
 
 
 def check_walk(schedule: Schedule, tiling: Tiling, num_live: int) -> list[Piece]:
-    """What holds for any schedule; return its pieces."""
+    """Assert what holds for any schedule; return its pieces."""
     pieces = list(walk(schedule, tiling))
     check_coverage(schedule, tiling, pieces)
     check_slots(schedule, tiling, pieces)
@@ -201,7 +201,7 @@ PAGES, PAGE_SIZE = 5, 16
 
 @st.composite
 def all_caches(draw: st.DrawFn, rows: int) -> Caches:
-    """Cach of any lengths, the first ranks being live."""
+    """Draw caches of any lengths, the first ranks being live."""
     most = PAGES * PAGE_SIZE
     lengths = draw(st.lists(st.integers(1, most), max_size=rows))
     lengths += [0] * (rows - len(lengths))
@@ -295,7 +295,7 @@ BRIEF = Plan(FEW, nodes=3, reach=3, tokens=(70, 5), seed=3)
 
 
 def two_rows(heads: Heads, workers: int) -> tuple[Case, Forest, Inputs, KernelSpec]:
-    """A case whose tiles hold one query, and the forest behind its arguments."""
+    """Return a case whose tiles hold one query, and the forest behind its arguments."""
     case = kernel_case(heads, FEW)
     forest = grow(BRIEF)
     args = inputs(case, forest, seed=1)

@@ -28,7 +28,7 @@ streamed: after 1, 5, 9 and 13 steps."""
 
 
 def brief(template: DraftTemplate) -> DraftTemplate:
-    """The same draft tree in a text that the dense model can read."""
+    """Return the same draft tree in a text that the dense model can read."""
     return dataclasses.replace(template, prompt_tokens=PROMPT, accept_lengths=ACCEPTS)
 
 

@@ -53,7 +53,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def compile_for(capability: tuple[int, int], function, *args) -> str:
-    """The optimised program of a function of arrays of the shapes and dtypes of `args`.
+    """Return the optimised program of a function of arrays like those of `args`.
 
     It is compiled to machine code too.
     """

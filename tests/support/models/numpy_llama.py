@@ -86,7 +86,7 @@ class NumpyLlama:
 
 
 def read_folder(folder: Path) -> NumpyLlama:
-    """The network in a Hugging Face folder."""
+    """Return the network in a Hugging Face folder."""
     config = json.loads((folder / "config.json").read_text())
     weights: dict[str, np.ndarray] = {}
     for file in folder.glob("*.safetensors"):
@@ -104,7 +104,7 @@ def read_folder(folder: Path) -> NumpyLlama:
 
 
 def read_gguf(path: Path) -> NumpyLlama:
-    """The network in a GGUF file."""
+    """Return the network in a GGUF file."""
     reader = gguf.GGUFReader(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 

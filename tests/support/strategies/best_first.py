@@ -59,7 +59,7 @@ class BestFirst(Example):
         return state, dataclasses.replace(plan, stop=stop)
 
     def note_offers(self, state, view: View, score):
-        """The likeliest continuations of the nodes that were just fed.
+        """Return the likeliest continuations of the nodes that were just fed.
 
         Args:
             state: the planner's.
@@ -83,8 +83,12 @@ class BestFirst(Example):
         return state | noted | {"seats": seat(state["seats"], view)}
 
     def pick(self, state, view: View):
-        """The best offers of each request: [R * width] rows to take them (B for none),
-        their nodes, and which of a node's offers they are."""
+        """Return the best offers of each request.
+
+        Returns:
+            [R * width] rows to take them (B for none), their nodes, and which of a
+            node's offers they are.
+        """
 
         def pick(request, rows):
             own = view.tree.live & (state["request"] == request)

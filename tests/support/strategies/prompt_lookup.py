@@ -85,7 +85,7 @@ class PromptLookup(Example):
         return jnp.where(there, token[wanted], -1).ravel()
 
     def _write(self, view: View, row, tip, drafts) -> Plan:
-        """The trunk takes the tip's sample, the draft rows follow it.
+        """Give the tip's sample to the trunk and the drafts to the rows behind it.
 
         Args:
             view: of the last step.
