@@ -148,9 +148,12 @@ def _tokens(tree) -> Iterator[str]:
 def _starts(tree) -> Iterator[str]:
     """Verify that a node starts where its parent ends."""
     for node in np.flatnonzero(tree.live):
-        parent, start, stop = tree.parent[node], tree.start[node], 0
-        if _is_live(tree, parent):
-            stop = tree.start[parent] + tree.count[parent]
+        parent, start = tree.parent[node], tree.start[node]
+        if not _is_live(tree, parent):
+            if start != 0:
+                yield f"node {node} is a root, but starts at position {start}"
+            continue
+        stop = tree.start[parent] + tree.count[parent]
         if start != stop:
             yield (
                 f"node {node} starts at position {start}, but its parent {parent} ends "
