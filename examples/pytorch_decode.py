@@ -107,7 +107,7 @@ def page_table():
 
 
 def branch_attention(q, k_pages, v_pages, pages, branch: int):
-    """[H, D]: what PyTorch itself makes of one branch's query, in float32."""
+    """Return [H, D] float32, what PyTorch makes of one branch's query."""
 
     def path(pool):
         parts = (

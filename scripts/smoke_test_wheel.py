@@ -27,7 +27,7 @@ def check_top_level_names() -> None:
 
 
 def check_imports() -> None:
-    """Every part imports from this environment, not from a checkout."""
+    """Assert that every part imports from this environment, not from a checkout."""
     site = Path(sysconfig.get_paths()["purelib"])
     for name in IMPORTS:
         origin = Path(importlib.import_module(name).__file__ or "")
@@ -35,7 +35,7 @@ def check_imports() -> None:
 
 
 def check_command_line() -> None:
-    """`deft-jax --help` answers."""
+    """Assert that `deft-jax --help` answers."""
     command = Path(sysconfig.get_path("scripts")) / "deft-jax"
     shown = subprocess.run([command, "--help"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr

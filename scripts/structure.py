@@ -147,7 +147,7 @@ def structure_of(folder: str, part: str = "") -> Structure:
     """Return the structure of a package, or of one of its sub-packages.
 
     Args:
-        folder: of the repository, a key of `PACKAGES`.
+        folder: folder of the repository, a key of `PACKAGES`.
         part: path of a sub-package below it; the package itself if empty.
     """
     base = ROOT / folder / part

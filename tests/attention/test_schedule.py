@@ -105,7 +105,7 @@ def check(forest: Forest, tiling: Tiling, window: int | None = None) -> None:
 
 
 def check_tile(schedule: Schedule, tiling: Tiling, sight: Sight, tile: int) -> None:
-    """Each unit that a query of the tile sees is listed once, in a class that fits."""
+    """Assert that each unit a tile sees is listed once, in a class that fits."""
     listed = {kind: set() for kind in (WHOLE, BOTH, FIRST_HALF, SECOND_HALF)}
     blocks = blocks_of(schedule, tiling, tile)
     for kind, units in blocks:

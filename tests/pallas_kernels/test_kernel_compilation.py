@@ -40,9 +40,9 @@ class Compiled:
 
     Attributes:
         ptx: its code for the virtual machine.
-        spilled_bytes: of stores and loads of registers that did not fit.
+        spilled_bytes: bytes of stores and loads of registers that did not fit.
         registers: per thread.
-        threads: of a block.
+        threads: threads of a block.
         shared_bytes: shared memory of a block.
     """
 

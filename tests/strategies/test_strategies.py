@@ -32,7 +32,7 @@ def path_tokens(tree, node):
 
 
 def next_logprobs(prompt, tokens):
-    """[V] float64: log-probabilities of what follows a prompt and tokens."""
+    """Return [V] float64 log-probabilities of what follows a prompt and tokens."""
     return path_logprobs([*AsciiTokenizer().encode(prompt), *tokens])[-1]
 
 

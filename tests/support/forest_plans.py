@@ -41,7 +41,7 @@ class Plan:
         inner: true if nodes with children have query tokens too.
         pruned: chance that a node is pruned after its query tokens were appended.
         holes: chance that a slot of a page in use is left empty.
-        seed: of all other choices.
+        seed: seed of all other choices.
     """
 
     limits: Limits

@@ -52,7 +52,7 @@ def grow(plan: Plan) -> Forest:
 
 
 def walk_paths(tree: Tree, slots: Slots) -> list[list[tuple[int, int]]]:
-    """`Forest.paths` of any state, by `parent`, `slot_node` and `slot_position` alone.
+    """Return `Forest.paths` by `parent`, `slot_node` and `slot_position` alone.
 
     A query sees every token of the nodes above its own, and of its own node the tokens
     up to itself.

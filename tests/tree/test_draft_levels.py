@@ -27,7 +27,7 @@ def ints(values):
 
 
 def place_by_levels(tree: Tree, source, live, branches, draft, depth: int):
-    """As `branch_rows`: branches from what has a node already, again and again.
+    """Do what `branch_rows` does: branch from what has a node, again and again.
 
     The tokens of a level count while the next one branches.
     """

@@ -135,7 +135,7 @@ def good(length):
 MASK = np.zeros(NODES, bool)
 ROWS = np.ones(2, bool)
 WRONG = {
-    "append float nodes": (append, [good(2) * 1.0, good(2)], "node must be [Q] int"),
+    "append float nodes": (append, [jnp.zeros(2), good(2)], "node must be [Q] int"),
     "append masks": (
         append,
         [ROWS, good(2)],
@@ -143,9 +143,9 @@ WRONG = {
     ),
     "append one number": (append, [jnp.int32(0), good(1)], "integers, got [] int32"),
     "append None": (append, [None, good(1)], "node must be [Q] integers, got "),
-    "append float tokens": (append, [good(2), good(2) * 1.0], "token must be [2] int"),
+    "append float tokens": (append, [good(2), jnp.zeros(2)], "token must be [2] int"),
     "append fewer tokens": (append, [good(3), good(2)], "[3] integers, got [2] int32"),
-    "branch floats": (branching.branch, [good(2) * 1.0, ROWS], "parent must be [B]"),
+    "branch floats": (branching.branch, [jnp.zeros(2), ROWS], "parent must be [B]"),
     "branch ints": (branching.branch, [good(2), good(2)], "mask must be [2] bool"),
     "branch fewer": (branching.branch, [good(3), ROWS], "[3] bool, got [2] bool"),
     "branch draft": (branching.branch, [good(2), ROWS, good(2)], "draft must be [2]"),

@@ -84,23 +84,23 @@ class ForestMachine(RuleBasedStateMachine):
         self._append([root for root, length in lengths for _ in range(length)])
 
     def is_not_empty(self):
-        """There is a node to do something with."""
+        """Return whether there is a node to do something with."""
         return bool(self.model.nodes)
 
     def has_grown(self):
-        """Pruning does not mostly leave nothing."""
+        """Return whether pruning mostly leaves something."""
         return len(self.model.nodes) > PRUNED
 
     def has_drafts(self):
-        """There is something to accept or to reject."""
+        """Return whether there is something to accept or to reject."""
         return bool(self.model.drafts())
 
     def has_free_nodes(self):
-        """One at least; a branch may want more."""
+        """Return whether one is free; a branch may want more."""
         return len(self.model.nodes) < self.tree.num_nodes
 
     def has_free_pages(self):
-        """One at least; an append may want more."""
+        """Return whether one is free; an append may want more."""
         return len(self.model.page_owners()) < self.tree.num_pages
 
     @precondition(has_free_nodes)
@@ -264,7 +264,7 @@ class ForestMachine(RuleBasedStateMachine):
         return doomed, keep
 
     def _marks(self, *nodes):
-        """[N] bool for each list of nodes."""
+        """Return [N] bool for each list of nodes."""
         return [np.isin(np.arange(self.tree.num_nodes), each) for each in nodes]
 
     @invariant()
@@ -275,7 +275,7 @@ class ForestMachine(RuleBasedStateMachine):
             assert self.tree.overflow == 0
 
     def teardown(self):
-        """Every operation was traced once for each capacity, whatever the tree."""
+        """Assert that every operation was traced once for each capacity."""
         assert set(traces.values()) <= {1}
 
 

@@ -53,7 +53,7 @@ def intervals(tree, nodes):
 
 
 def mask_of(*nodes):
-    """[N] bool, true for the nodes."""
+    """Return [N] bool, true for the nodes."""
     return jnp.zeros(NODES, bool).at[ints(nodes)].set(True)
 
 

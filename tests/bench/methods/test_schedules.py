@@ -99,7 +99,7 @@ def check_nodes(forest: Forest, tiling: Tiling, chunk_tokens: int | None) -> Sch
 
 
 def owners(forest: Forest, tiling: Tiling) -> list[int]:
-    """Of each unit, the first node in depth-first order that has a token there."""
+    """Return the first node in depth-first order with a token in each unit."""
     tree = jax.device_get(forest.tree)
     numbers = {tree.num_nodes: tree.num_nodes}
     numbers |= {node: int(first) for node, first in enumerate(tree.first)}
@@ -211,7 +211,7 @@ def all_caches(draw: st.DrawFn, rows: int) -> Caches:
 
 
 def empty_grouping(rows: int) -> Grouping:
-    """Of a tree whose pages are no concern of the caches'."""
+    """Return the grouping of a tree whose pages do not matter."""
     slots = jnp.zeros((3, PAGE_SIZE), jnp.int32)
     return group_arrays(slots, slots, slots, jnp.zeros(rows, jnp.int32), 0)
 
@@ -326,7 +326,7 @@ def test_caches_agree_with_the_oracle():
 
 
 def cached(case: Case, forest: Forest, args: Inputs):
-    """Each row's path in a cache of its own, and garbage everywhere else."""
+    """Return each row's path in a cache of its own, and garbage everywhere else."""
     size, rows = case.limits.page_size, case.limits.rows
     longest = max(map(len, forest.paths))
     pages = longest // size + 1

@@ -50,7 +50,7 @@ def engine(size: Capacity) -> Engine:
 
 @pytest.fixture(scope="module")
 def shared() -> Engine:
-    """One engine for all trees."""
+    """Return one engine for all trees."""
     return engine(CAPACITY)
 
 

@@ -49,7 +49,7 @@ class Tokens:
 
     @classmethod
     def random(cls, heads: Heads, seed: int, dtype: str = "float32") -> "Tokens":
-        """Any ranges, empty and inverted ones too; the first query sees nothing."""
+        """Draw any ranges, empty and inverted too; the first query sees nothing."""
         rng = np.random.default_rng(seed)
 
         def normal(*shape):

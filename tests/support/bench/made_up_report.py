@@ -87,8 +87,8 @@ def made_up_report(
     """Return a whole report.
 
     Args:
-        methods: of METHODS.
-        widths: of the few-shot trees.
+        methods: names out of METHODS.
+        widths: numbers of branches of the few-shot trees.
         prompts: their prompts' lengths.
         others: whether the other workloads are in it, and a run that failed.
     """

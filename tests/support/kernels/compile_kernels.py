@@ -63,7 +63,7 @@ def compile_for(capability: tuple[int, int], function, *args) -> str:
 
 
 def compile_jitted(capability: tuple[int, int], jitted, *args, **static) -> str | None:
-    """`compile_for` of what `jax.jit` gives, with static arguments."""
+    """Return `compile_for` of what `jax.jit` gives, with static arguments."""
     major, minor = map(str, capability)
     # Without a device Mosaic GPU takes its target for Hopper.
     for module in (utils, core):

@@ -65,7 +65,7 @@ def run_scoped(body, *types, **options):
 
 
 def run_state(body):
-    """`body` as a function from an initial accumulator to its final value."""
+    """Return `body` as a function from the first accumulator to the last."""
 
     def run(accumulator: Accumulator):
         body(accumulator)

@@ -74,7 +74,7 @@ def kernel_case(
 
 
 def covering_cases() -> dict[str, Case]:
-    """Every head_dim with every page size, the rest spread over them."""
+    """Return every head_dim with every page size, the rest spread over them."""
     pairs = list(itertools.product(HEAD_DIMS, PAGE_SIZES))
     rest = (
         _spread(x, len(pairs), seed)
@@ -92,7 +92,7 @@ def covering_cases() -> dict[str, Case]:
 
 
 def _spread(values, count: int, seed: int) -> list:
-    """`count` of the values in a random order, each about as often."""
+    """Return `count` of the values in a random order, each about as often."""
     repeated = list(itertools.islice(itertools.cycle(values), count))
     random.Random(seed).shuffle(repeated)
     return repeated

@@ -63,7 +63,7 @@ class BestFirst(Example):
 
         Args:
             state: the planner's.
-            view: of the last step.
+            view: what the last step left.
             score: [B, children] float32, of the offers of each row.
         """
         news = is_live(view) & (~is_fresh(view) | (view.stream == 0))
@@ -103,7 +103,7 @@ class BestFirst(Example):
         return row.ravel(), node, nth
 
     def take(self, state, view: View, row, node, nth) -> Plan:
-        """Every picked offer becomes a child of its node."""
+        """Make every picked offer a child of its node."""
         num_rows = view.node.shape[0]
         token, request = state["token"][node, nth], state["request"][node]
         generated = state["generated"][node] + 1
