@@ -156,7 +156,7 @@ def _climb(above: jax.Array, size: int, steps: int) -> jax.Array:
     """Return [steps, B] int32, the codes that 1, 2, ... steps up lead to.
 
         above 0 10 10 11, steps 3  ->  0 10 10 11 / 0 0 0 10 / 0 0 0 0
-        above 0 11 10, steps 3     ->  0 11 10 / 0 10 11 / 0 11 10: rows in a circle
+        above 0 12 11, steps 3     ->  0 12 11 / 0 11 12 / 0 12 11: rows in a circle
 
     Args:
         above: [B] int32 code that each row comes from; N + j leads on to row j, other

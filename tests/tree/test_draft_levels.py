@@ -110,3 +110,18 @@ def test_nodes_for_all_rows_or_none(free):
         assert grown.start[node].tolist() == list(range(ROWS))
         assert grown.first[node].tolist() == list(range(1, ROWS + 1))
         assert storage.tolist() == [int(node[0])] * ROWS
+
+
+def test_the_example_of_the_module():
+    tree, [root, *_] = branch(
+        Tree.create(10, PAGES, PAGE_SIZE), ints([NO_NODE, 0]), np.array([True, False])
+    )
+    tree, _ = grow(tree, ints([root] * 3), ints([1, 2, 3]))
+    growth = Growth(ints([0, 10, 10, 11]), np.ones(4, bool), np.arange(4) > 0)
+    grown, node, storage = place(tree, growth, np.ones(4, bool), 3)
+    assert grown.first[node].tolist() == [1, 2, 4, 3]
+    assert (grown.end - grown.first)[node].tolist() == [4, 2, 1, 1]
+    assert grown.start[node].tolist() == [3, 4, 4, 5]
+    assert storage.tolist() == [int(node[0])] * 4
+    grown, _ = grow(grown, node, ints([4, 5, 6, 7]))
+    grown.check()
