@@ -76,7 +76,7 @@ docs: $(VENV)/docs.stamp ## build the site, with the API reference; fails on bro
 	mkdir -p $(SITE)/pages $(SITE)/imports/deft_jax
 	ln -s $(PAGES:%=../../../%) $(SITE)/pages
 	ln -s $(addprefix ../../../../,$(wildcard deft_jax/*) $(MAPPED)) $(SITE)/imports/deft_jax
-	$(VENV)/bin/mkdocs build --strict --quiet
+	$(VENV)/bin/mkdocs build --strict
 
 dist: $(DIST_VENV)/dist.stamp ## build and check what a release publishes
 	rm -rf build dist
