@@ -8,6 +8,7 @@ WHEEL_VENV := $(VENV)-wheel
 LOCK_VENV := $(VENV)-lock
 KERNEL_VENV := $(VENV)-cuda
 NEWEST_VENV := $(VENV)-newest-jax
+DIST_VENV := $(VENV)-dist
 CONSTRAINTS := constraints.txt
 
 # Its own dependencies compile llama.cpp, so it is installed without them.
@@ -20,6 +21,10 @@ PARALLEL := --numprocesses 2 --dist loadfile
 # Where pyright finds `deft_jax.bench`, `deft_jax.models` and `deft_jax.pallas_kernels`:
 # it follows neither setuptools' package-dir nor the finder of an editable installation.
 IMPORTS := .cache/imports/deft_jax
+# What the site is made of: its pages, and the package as the installation maps it.
+SITE := .cache/site
+PAGES := README.md CONTRIBUTING.md CODE_OF_CONDUCT.md SECURITY.md CHANGELOG.md LICENSE docs
+MAPPED := bench models pallas_kernels
 
 PIP := -m pip --quiet --disable-pip-version-check
 PIP_INSTALL := $(PIP) install $(CONSTRAINTS:%=--constraint %)
@@ -28,7 +33,7 @@ PIP_INPUTS := pyproject.toml $(CONSTRAINTS)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types check-wheel check-bench check-kernels
-.PHONY: check-newest-jax format lock clean
+.PHONY: check-newest-jax docs dist format lock clean
 
 help: ## print these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -66,18 +71,30 @@ check-kernels: $(KERNEL_VENV)/test.stamp ## compile the kernels for an H100, wit
 check-newest-jax: $(NEWEST_VENV)/test.stamp ## test the kernels with the newest JAX
 	$(NEWEST_VENV)/bin/python -m pytest tests/attention/test_schedule.py tests/pallas_kernels
 
+docs: $(VENV)/docs.stamp ## build the site, with the API reference; fails on broken links
+	rm -rf $(SITE)
+	mkdir -p $(SITE)/pages $(SITE)/imports/deft_jax
+	ln -s $(PAGES:%=../../../%) $(SITE)/pages
+	ln -s $(addprefix ../../../../,$(wildcard deft_jax/*) $(MAPPED)) $(SITE)/imports/deft_jax
+	$(VENV)/bin/mkdocs build --strict
+
+dist: $(DIST_VENV)/dist.stamp ## build and check what a release publishes
+	rm -rf build dist
+	$(DIST_VENV)/bin/python -m build --outdir dist
+	$(DIST_VENV)/bin/python -m twine check --strict dist/*
+
 format: $(VENV)/test.stamp ## format the code and mend what lint can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 lock: ## choose the versions in constraints.txt anew
 	scripts/make-venv $(LOCK_VENV)
-	$(LOCK_VENV)/bin/python $(PIP) install jax==$(LOCKED_JAX) --editable '.[test,bench]'
+	$(LOCK_VENV)/bin/python $(PIP) install jax==$(LOCKED_JAX) --editable '.[test,bench,docs]'
 	$(LOCK_VENV)/bin/python $(PIP) freeze --all --exclude pip --exclude deft-jax \
 		> constraints.txt
 
 clean: ## remove environments, builds and caches
-	rm -rf $(VENV) $(WHEEL_VENV) $(LOCK_VENV) $(KERNEL_VENV) $(NEWEST_VENV)
+	rm -rf $(VENV) $(WHEEL_VENV) $(LOCK_VENV) $(KERNEL_VENV) $(NEWEST_VENV) $(DIST_VENV)
 	rm -rf build dist *.egg-info
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -96,6 +113,15 @@ $(VENV)/demo.stamp: $(VENV)/pyvenv.cfg $(PIP_INPUTS)
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
 	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[test,bench]'
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/test.stamp
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[test,bench,docs]'
+	@touch $@
+
+$(DIST_VENV)/dist.stamp: Makefile
+	scripts/make-venv $(DIST_VENV)
+	$(DIST_VENV)/bin/python $(PIP) install 'build>=1.2,<2' 'twine>=6.1,<8'
 	@touch $@
 
 # The plugin brings the compiler; the driver and the CUDA libraries are not needed.

@@ -76,7 +76,7 @@ class TorchTreeAttention:
 
 
 def to_torch(prepared):
-    """What `prepare` returned, as torch tensors that share its memory."""
+    """Return what `prepare` returned, as torch tensors that share its memory."""
     masks, positions, live, schedule = jax.block_until_ready(prepared)
     names = ("unit", "tile", "worker", "pieces", "flags")
     lists = {name: torch.from_dlpack(getattr(schedule, name)) for name in names}
@@ -84,7 +84,7 @@ def to_torch(prepared):
 
 
 def page_table():
-    """A prompt and branches, with pages of their own.
+    """Return a prompt and branches, with pages of their own.
 
     Returns:
         pages of the prompt, then of each branch; and the arguments of `group_arrays`.
@@ -107,7 +107,7 @@ def page_table():
 
 
 def branch_attention(q, k_pages, v_pages, pages, branch: int):
-    """[H, D]: what PyTorch itself makes of one branch's query, in float32."""
+    """Return [H, D] float32, what PyTorch makes of one branch's query."""
 
     def path(pool):
         parts = (

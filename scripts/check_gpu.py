@@ -85,7 +85,7 @@ def start_tests(names: Sequence[str], path: Path) -> subprocess.Popen:
 
 
 def outcomes(log: str) -> list[dict]:
-    """What pytest's verbose output says of each test.
+    """Return what pytest's verbose output says of each test.
 
     tests/engine/test_gpu.py::test_it PASSED  ->  {"name": .., "passed": True}
     """
@@ -138,7 +138,7 @@ def check_dram(jobs: int, seconds: float) -> bool:
 
 
 def near_unique(ratios: Sequence[float]) -> bool:
-    """Whether the kernels read KV about once: bytes read over unique bytes, by case."""
+    """Return whether kernels read KV about once: bytes read over unique, by case."""
     near = sum(0.9 <= ratio <= NEAR for ratio in ratios)
     far = any(not 0.9 <= ratio <= FARTHEST for ratio in ratios)
     return len(ratios) == DRAM_CASES and near >= DRAM_CASES - 1 and not far
@@ -163,7 +163,7 @@ def wait(process: subprocess.Popen, seconds: float) -> None:
 
 
 def card() -> dict:
-    """Where and when."""
+    """Return where and when the checks ran."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     device, driver = (run(query, 20).strip().split(", ") + ["", ""])[:2]
     return {

@@ -19,7 +19,7 @@ IMPORTS = (
 
 
 def check_top_level_names() -> None:
-    """The installation owns one import name; a `models` would overwrite others'."""
+    """Assert that the installation owns one import name; a `models` would overwrite."""
     files = distribution("deft-jax").files or []
     names = {file.parts[0] for file in files if file.parts[0] != ".."}
     modules = {name for name in names if not name.endswith(".dist-info")}
@@ -27,7 +27,7 @@ def check_top_level_names() -> None:
 
 
 def check_imports() -> None:
-    """Every part imports from this environment, not from a checkout."""
+    """Assert that every part imports from this environment, not from a checkout."""
     site = Path(sysconfig.get_paths()["purelib"])
     for name in IMPORTS:
         origin = Path(importlib.import_module(name).__file__ or "")
@@ -35,7 +35,7 @@ def check_imports() -> None:
 
 
 def check_command_line() -> None:
-    """`deft-jax --help` answers."""
+    """Assert that `deft-jax --help` answers."""
     command = Path(sysconfig.get_path("scripts")) / "deft-jax"
     shown = subprocess.run([command, "--help"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr

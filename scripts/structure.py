@@ -1,12 +1,15 @@
-"""Prints how the packages hang together: modules, floors, arrows and circles.
+"""Prints how the packages hang together, and what is wrong with that.
 
     python scripts/structure.py [FOLDER ...]
+
+`FOLDER` is a package, like `models`, or a part of one, like `deft_jax/tree`.
 
 A package's *rooms* are its sub-packages and the modules beside them. An *arrow* is an
 import of one room by another, wherever in a file it stands, one for type checkers or
 within a function included. A room's *floor* is the length of the longest way down from
 it, so a package without circles has one direction of import: every arrow leads to a
-lower floor. Only names of the package itself count.
+lower floor. Only names of the package itself count. `ORDER` says which rooms of
+`deft_jax` are meant to lie below which; tests/test_structure.py holds all of this.
 """
 
 import ast
@@ -23,6 +26,12 @@ PACKAGES = {
     "bench": "deft_jax.bench",
 }
 """Folder of the repository -> the package that it is when installed."""
+
+ORDER = (
+    *("errors.py", "capacity.py", "tree", "kv", "attention", "layers", "sampling"),
+    *("results", "strategies", "runtime", "accounting", "engine", "cli"),
+)
+"""Rooms of `deft_jax`, each of which may import those before it alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +60,20 @@ class Structure:
             for a in self.rooms
         }
         return sorted(group for group in groups if group)
+
+    def upward(self, order: tuple[str, ...]) -> list[str]:
+        """Return the arrows that do not lead to an earlier room of an order.
+
+        Args:
+            order: rooms from the lowest to the highest; a room that is not among them
+                may neither import nor be imported.
+        """
+        height = {room: index for index, room in enumerate(order)}
+        return [
+            f"{a} -> {b} in {', '.join(files)}"
+            for (a, b), files in sorted(self.arrows.items())
+            if not {a, b} <= height.keys() or height[a] <= height[b]
+        ]
 
     def floors(self) -> dict[str, int]:
         """Return the floor of every room; the rooms of a circle count as one."""
@@ -106,11 +129,25 @@ def imported_names(folder: str, file: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
+def hidden_imports(file: Path) -> list[int]:
+    """Return the lines of a file at which a block for type checkers alone begins."""
+    tree = ast.parse(file.read_text(), str(file))
+    blocks = (node for node in ast.walk(tree) if isinstance(node, ast.If))
+    return [x.lineno for x in blocks if "TYPE_CHECKING" in ast.unparse(x.test)]
+
+
+def parts_of(folder: str) -> list[str]:
+    """Return the sub-packages of a package, at any depth, as paths below it."""
+    files = (ROOT / folder).rglob("*/__init__.py")
+    parts = (file.parent.relative_to(ROOT / folder) for file in files)
+    return sorted(part.as_posix() for part in parts if part.parts)
+
+
 def structure_of(folder: str, part: str = "") -> Structure:
     """Return the structure of a package, or of one of its sub-packages.
 
     Args:
-        folder: of the repository, a key of `PACKAGES`.
+        folder: folder of the repository, a key of `PACKAGES`.
         part: path of a sub-package below it; the package itself if empty.
     """
     base = ROOT / folder / part
@@ -135,48 +172,61 @@ def structure_of(folder: str, part: str = "") -> Structure:
 
 
 def _room(file: Path, base: Path) -> str:
-    """The room of a file; empty for the package's own `__init__` and files outside."""
+    """Return the room of a file; empty for `__init__` itself and files outside."""
     if not file.is_relative_to(base):
         return ""
     parts = file.relative_to(base).parts
     return "" if parts == ("__init__.py",) else parts[0]
 
 
-def describe(name: str, structure: Structure) -> str:
-    """Return the structure of a package as text, the highest floor first."""
-    floors = structure.floors()
+def describe(name: str, structure: Structure, order: tuple[str, ...] = ()) -> str:
+    """Return the structure of a package as text, the highest floor first.
+
+    Args:
+        name: what the text calls it.
+        structure: its rooms and arrows.
+        order: rooms from the lowest to the highest; not looked at if empty.
+    """
+    floors, circles = structure.floors(), structure.circles()
     lines = [
-        f"{name}: {sum(structure.rooms.values())} modules in {len(floors)} rooms, "
-        f"{len(structure.top_modules)} at the top, {len(set(floors.values()))} floors, "
-        f"{len(structure.arrows)} arrows, {len(structure.circles())} circles"
+        f"{name}: {sum(structure.rooms.values())} modules, {len(set(floors.values()))} "
+        f"floors, {len(structure.arrows)} arrows, {len(circles)} circles"
     ]
     for floor in sorted(set(floors.values()), reverse=True):
         rooms = sorted(room for room in floors if floors[room] == floor)
         lines.append(f"  {floor}: {'  '.join(rooms)}")
+    if order:
+        lines += [f"  upward: {arrow}" for arrow in structure.upward(order)]
+    return "\n".join(lines + describe_circles(structure))
+
+
+def describe_circles(structure: Structure) -> list[str]:
+    """Return a line for each circle, and one for each of its arrows."""
+    lines = []
     for circle in structure.circles():
         lines.append(f"  circle: {' <-> '.join(circle)}")
         lines += [
-            f"    {a} -> {b}: {', '.join(files)}"
+            f"    {a} -> {b} in {', '.join(files)}"
             for (a, b), files in sorted(structure.arrows.items())
             if a in circle and b in circle
         ]
-    return "\n".join(lines)
+    return lines
 
 
 def main(names: list[str]) -> None:
-    """Print the structure of packages, all by default, and of their sub-packages."""
+    """Print the structure of packages, all by default, and what is wrong in parts."""
     for name in names or PACKAGES:
         folder, _, part = name.partition("/")
-        structure = structure_of(folder, part)
-        print(describe(name, structure))
+        order = ORDER if name == "deft_jax" else ()
+        print(describe(name, structure_of(folder, part), order))
         if part:
             continue
-        for room in sorted(structure.rooms):
-            inner = structure_of(folder, room) if not room.endswith(".py") else None
-            if inner and len(inner.rooms) > 1:
-                print(describe(f"  {folder}/{room}", inner).split("\n")[0])
-                for circle in inner.circles():
-                    print(f"    circle: {' <-> '.join(circle)}")
+        for inner in parts_of(folder):
+            for line in describe_circles(structure_of(folder, inner)):
+                print(f"  {inner}:{line[1:]}")
+        for file in source_files(folder):
+            for number in hidden_imports(file):
+                print(f"  hidden: {file.relative_to(ROOT)}:{number}")
 
 
 if __name__ == "__main__":

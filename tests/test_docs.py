@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import deft_jax
 from deft_jax import Engine, Sampling
 from tests.support.tiny_model import tiny_engine
 from tests.support.tolerances import TOLERANCE, row_errors
@@ -34,7 +35,7 @@ def test_the_op_in_a_loop_of_your_own(capsys: pytest.CaptureFixture[str]):
 
 
 def check_plain_arrays(names: dict) -> None:
-    """Each query of the page's own tree sees the prompt and its branch alone."""
+    """Assert that each query of the page's own tree sees prompt and branch alone."""
     k, v = (
         np.asarray(names[name], np.float32).transpose(0, 2, 1, 3).repeat(2, axis=2)
         for name in ("k_pages", "v_pages")
@@ -62,6 +63,19 @@ def test_a_strategy_of_your_own():
     assert len(set(openings)) == 4
     first = [leaf.logprobs[0] for leaf in tree.leaves()]
     assert first == sorted(first, reverse=True)
+
+
+def test_the_api_reference_has_every_public_name_and_package():
+    page = (ROOT / "docs" / "api" / "index.md").read_text()
+    linked = re.findall(r"^\| \[`(\w+)`\]\[deft_jax\.[\w.]+\.\1\] \|", page, re.M)
+    assert sorted(linked) == sorted(deft_jax.__all__)
+    documented = {
+        name
+        for file in (ROOT / "docs" / "api").glob("*.md")
+        for name in re.findall(r"^::: deft_jax\.(\w+)$", file.read_text(), re.M)
+    }
+    packages = {file.parent.name for file in (ROOT / "deft_jax").glob("*/__init__.py")}
+    assert packages - documented == {"cli"}
 
 
 @pytest.mark.usefixtures("smollm2_path")

@@ -28,7 +28,7 @@ BUILD = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZipFile]:
-    """The wheel of a copy of the sources: a build writes into the folder it reads."""
+    """Build the wheel of a copy of the sources: a build writes into what it reads."""
     copy = tmp_path_factory.mktemp("sources")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -86,3 +86,26 @@ def test_wheel_carries_the_license(wheel: ZipFile):
 def test_lock_holds_exact_versions_alone():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+
+
+def test_pre_commit_runs_the_locked_ruff():
+    locked = re.search(r"^ruff==(.*)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert locked is not None
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert "ruff-pre-commit\n    # The version that constraints.txt locks.\n" in hooks
+    assert f"rev: v{locked.group(1)}\n" in hooks
+
+
+def test_the_citation_names_the_version_of_the_project():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {PYPROJECT['project']['version']}\n" in citation
+
+
+def test_every_sub_package_is_listed():
+    folders = PYPROJECT["tool"]["setuptools"]["package-dir"]
+    expected = {
+        ".".join([package, *file.parent.relative_to(ROOT / folder).parts])
+        for package, folder in {"deft_jax": "deft_jax", **folders}.items()
+        for file in (ROOT / folder).rglob("__init__.py")
+    }
+    assert sorted(expected) == PYPROJECT["tool"]["setuptools"]["packages"]

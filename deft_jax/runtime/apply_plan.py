@@ -6,7 +6,12 @@ from jax import lax
 
 from deft_jax.runtime.state import DecodeState
 from deft_jax.strategies.protocol import RUNNING, Plan
-from deft_jax.tree.appending import Places, append, fill, find_places
+from deft_jax.tree.appending import (
+    NextSlots,
+    append_to_leaves,
+    fill,
+    find_next_slots,
+)
 from deft_jax.tree.counting import tally
 from deft_jax.tree.draft_levels import Growth, branch_rows
 from deft_jax.tree.pruning import accept_and_prune
@@ -27,9 +32,11 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
     roots = jnp.where(ended, size, state.roots)
     if draft_depth > 1:
         # Plans with drafts change the tree in almost every step.
-        tree, node, places = _change(tree, plan, live, ended, state.roots, draft_depth)
+        tree, node, next_slots = _change(
+            tree, plan, live, ended, state.roots, draft_depth
+        )
         fits = tree.overflow == 0
-        return *fill(tree, node, plan.token, places, fits), roots
+        return *fill(tree, node, plan.token, next_slots, fits), roots
     changes = jnp.any(plan.accept >= 0) | jnp.any(plan.prune) | jnp.any(ended)
     changes |= jnp.any((plan.source >= 0) & (~live | plan.branch))
 
@@ -40,18 +47,18 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
     # they leave as it is, it works in place, and most plans change nothing.
     carry = tree, jnp.where(live, plan.source, size)
     tree, node = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
-    tree, slots = append(tree, node, plan.token)
+    tree, slots = append_to_leaves(tree, node, plan.token)
     return tree, slots, roots
 
 
 def _change(
     tree: Tree, plan: Plan, live, ended, roots, draft_depth: int
-) -> tuple[Tree, jax.Array, Places]:
+) -> tuple[Tree, jax.Array, NextSlots]:
     """The tree with what a plan accepts, prunes and branches, and where tokens go.
 
     Returns:
-        The tree, [B] int32 the node of each row, N for none, and the places of their
-        tokens. If nodes or pages run out nothing changes but the overflow, and no row
+        The tree, [B] int32 the node of each row, N for none, and where their tokens
+        go. If nodes or pages run out nothing changes but the overflow, and no row
         has a node.
     """
     size = tree.num_nodes
@@ -59,11 +66,11 @@ def _change(
     changed = accept_and_prune(tree, plan.accept, doomed, keep)
     growth = Growth(plan.source, plan.branch, plan.draft)
     changed, node, storage = branch_rows(changed, growth, live, draft_depth)
-    places = find_places(changed, storage, node < size)
-    overflow = changed.overflow | jnp.where(places.fit(changed), 0, OUT_OF_PAGES)
+    next_slots = find_next_slots(changed, storage)
+    overflow = changed.overflow | jnp.where(next_slots.fit(changed), 0, OUT_OF_PAGES)
     fits = overflow == 0
     tree = choose(fits, changed, replace(tree, overflow=overflow))
-    return tree, jnp.where(fits, node, size), places
+    return tree, jnp.where(fits, node, size), next_slots
 
 
 def _drops(plan: Plan, live: jax.Array, ended_root: jax.Array):

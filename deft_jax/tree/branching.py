@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deft_jax.tree.arguments import integers, masks
 from deft_jax.tree.counting import count_nodes_below, earlier_equal, largest
 from deft_jax.tree.state import NO_NODE, OUT_OF_NODES, Tree, replace
 
@@ -15,17 +16,18 @@ class NewNodes(NamedTuple):
     Attributes:
         node: [B] int32, number of the node, N for rows without one.
         parent: [B] int32, a live or a new node; NO_NODE for roots.
-        before: [B] int32, depth-first number of the nearest ancestor that is not new,
-            as it is before the new ones come in; -1 for none.
-        offset: [B] int32, place among the new nodes below that ancestor, from 1.
+        anchor_number: [B] int32, depth-first number that the nearest ancestor which is
+            not new has before the new ones come in; -1 for none.
+        offset: [B] int32, how far behind that ancestor the node comes, counted in new
+            nodes, from 1.
         span: [B] int32, new nodes in its subtree, itself counted.
-        start: [B] int32, as in `Tree`.
-        storage: [B] int32, as in `Tree`.
+        start: [B] int32, position of its first token.
+        storage: [B] int32, node that owns the pages of its tokens.
     """
 
     node: jax.Array
     parent: jax.Array
-    before: jax.Array
+    anchor_number: jax.Array
     offset: jax.Array
     span: jax.Array
     start: jax.Array
@@ -35,12 +37,12 @@ class NewNodes(NamedTuple):
 def take_nodes(
     tree: Tree, mask: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Numbers for new nodes: the free node `index` places below the top of the stack.
+    """Return numbers for new nodes, from the top of the stack of free ones.
 
     Args:
         tree: the forest.
-        mask: [B] bool, rows that get one.
-        index: [B] int32, their order: 0, 1, ...
+        mask: [B] bool, true for rows that get one.
+        index: [B] int32, how far below the top: 0, 1, ... in the order of the rows.
 
     Returns:
         [B] int32 numbers, N for the other rows; if too few are free all are N, and the
@@ -53,19 +55,27 @@ def take_nodes(
 
 
 def insert(tree: Tree, new: NewNodes) -> Tree:
-    """The tree with new nodes, taken off the free list.
+    """Return the tree with new nodes, taken off the free list.
+
+    New nodes come right behind their anchor, the nearest ancestor that is not new. A
+    bound of an old subtree moves on by the new nodes whose anchor is before it:
+
+        old nodes A B C    first 0 1 2, end 3 2 3     B and C are below A
+        new D below A      anchor_number 0            comes in at 1
+        new E below B      anchor_number 1            comes in at 2, moved by D to 3
+        A D B E C          first 0 1 2 3 4, end 5 2 4 4 5
 
     Every node looks its row up and all arrays change in one kernel of a GPU, where a
     scatter for each of them takes one or two.
     """
     size = tree.num_nodes
     live = new.node < size
-    number = jnp.where(live, new.before + 1, size + 1)
+    comes_in_at = jnp.where(live, new.anchor_number + 1, size + 1)
 
     def moved(bound):
-        return bound + count_nodes_below(number, bound + 1, size + 1)
+        return bound + count_nodes_below(comes_in_at, bound + 1, size + 1)
 
-    first = moved(new.before) + new.offset
+    first = moved(new.anchor_number) + new.offset
     rows = jnp.arange(new.node.shape[0], dtype=jnp.int32)
     row = largest(new.node, size, rows)
 
@@ -89,12 +99,14 @@ def branch(
 ) -> tuple[Tree, jax.Array]:
     """Add one empty child per row; nothing is copied.
 
-    A node must not grow once it has children that are no drafts: their positions start
-    where it ended when they were made.
+    Children may be made before their parents have their tokens: `append` moves nodes
+    below one that grows, as long as they are empty. A node with tokens below it must
+    not grow any more, and `append` refuses to.
 
     Args:
         tree: the forest.
-        parent: [B] int32, live node that each row branches from; NO_NODE makes a root.
+        parent: [B] int32, live node that each row branches from; NO_NODE makes a root;
+            with any other number the row takes no part.
         mask: [B] bool, true for rows that take part.
         draft: [B] bool, true for nodes whose tokens are stored in the pages of their
             nearest ancestor that is no draft, until `accept` or `prune`; none if None.
@@ -102,20 +114,26 @@ def branch(
     Returns:
         The tree and [B] int32 the new nodes, N for rows that took no part. If too few
         nodes are free the tree is as it was but for its overflow bit, and all are N.
+
+    Raises:
+        DeftError: `parent` is no integers, or a mask no bool of its length.
     """
-    index = jnp.cumsum(mask, dtype=jnp.int32) - 1
-    node, overflow = take_nodes(tree, mask, index)
-    is_root = parent < 0
+    parent = integers("parent", parent, "B")
+    mask = masks("mask", mask, parent.shape[0])
+    is_root = parent == NO_NODE
     safe = jnp.clip(parent, 0, tree.num_nodes - 1)
-    before = jnp.where(is_root, -1, tree.first[safe])
+    anchor_number = jnp.where(is_root, -1, tree.first[safe])
+    mask &= is_root | ((parent == safe) & (anchor_number < tree.num_nodes))
+    node, overflow = take_nodes(tree, mask, jnp.cumsum(mask, dtype=jnp.int32) - 1)
     storage = node
     if draft is not None:
+        draft = masks("draft", draft, parent.shape[0])
         storage = jnp.where(draft & ~is_root, tree.storage[safe], node)
     new = NewNodes(
         node=node,
-        parent=jnp.where(is_root, NO_NODE, parent),
-        before=before,
-        offset=1 + earlier_equal(before, mask),
+        parent=parent,
+        anchor_number=anchor_number,
+        offset=1 + earlier_equal(anchor_number, mask),
         span=jnp.ones_like(node),
         start=jnp.where(is_root, 0, tree.start[safe] + tree.count[safe]),
         storage=storage,

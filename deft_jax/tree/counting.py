@@ -13,17 +13,25 @@ MAX_NODE_PAIRS = 2**18
 
 
 def compares(*sizes: int, limit: int | None = None) -> bool:
-    """Whether all pairs of arrays of these sizes are compared."""
+    """Return whether all pairs of arrays of these sizes are compared.
+
+    Args:
+        sizes: lengths of the arrays.
+        limit: most pairs, MAX_COMPARED if None.
+    """
     return math.prod(sizes) <= (MAX_COMPARED if limit is None else limit)
 
 
 def exclusive_cumsum(x: jax.Array) -> jax.Array:
-    """[n] to [n + 1]: entry `i` is the sum of the `i` first; the last is the total."""
+    """Return [n + 1], entry i the sum of the i first of [n]; the last is the total.
+
+    3 0 2  ->  0 3 3 5
+    """
     return jnp.concatenate([jnp.zeros(1, x.dtype), jnp.cumsum(x, dtype=x.dtype)])
 
 
 def earlier_equal(key: jax.Array, mask: jax.Array) -> jax.Array:
-    """[n] int32: how many earlier rows of `mask` have the same key.
+    """Return [n] int32, how many earlier rows of the mask have the same key.
 
     key 5 7 5 5, mask 1 1 0 1  ->  0 0 1 1
     """
@@ -33,7 +41,7 @@ def earlier_equal(key: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def sum_before(x: jax.Array) -> jax.Array:
-    """[..., n] int32: sums of the earlier entries along the last axis; true counts 1.
+    """Return [..., n] int32, sums of earlier entries of the last axis; true counts 1.
 
     3 1 2  ->  0 3 4
     """
@@ -44,10 +52,15 @@ def sum_before(x: jax.Array) -> jax.Array:
 def count_below(
     number: jax.Array, bound: jax.Array, most: int, *, limit: int | None = None
 ) -> jax.Array:
-    """[m] int32: how many of `number` [n] are below each `bound` [m].
+    """Return [m] int32, how many numbers are below each bound.
 
-    Both are int32 within `0 : most + 1`, so that a number of `most` never counts.
-    `limit` is the pairs up to which all are compared, MAX_COMPARED if None.
+    number 3 0 5, bound 0 3 4  ->  0 1 2
+
+    Args:
+        number: [n] int32, within 0 : most + 1; a number of `most` never counts.
+        bound: [m] int32, within 0 : most + 1.
+        most: static, largest bound.
+        limit: pairs up to which all are compared, MAX_COMPARED if None.
     """
     if compares(number.size, bound.size, limit=limit):
         return jnp.sum(number[None] < bound[:, None], axis=1, dtype=jnp.int32)
@@ -56,14 +69,16 @@ def count_below(
 
 
 def count_nodes_below(number: jax.Array, bound: jax.Array, most: int) -> jax.Array:
-    """`count_below` for changes of a tree."""
+    """Return what `count_below` does, with the limit for changes of a tree."""
     return count_below(number, bound, most, limit=MAX_NODE_PAIRS)
 
 
 def tally(index: jax.Array, size: int, weight: jax.Array | int = 1) -> jax.Array:
-    """[size] int32: the weights [n] int32 of each index [n] summed up.
+    """Return [size] int32, the weights [n] int32 of each index [n] summed up.
 
-    Indices outside `0 : size` do not count.
+    Indices outside 0 : size do not count.
+
+    index 2 0 2 -1, weight 5 7 1 9, size 3  ->  7 0 6
     """
     if compares(index.size, size, limit=MAX_NODE_PAIRS):
         weights = jnp.where(_hits(index, size), weight, 0)
@@ -73,9 +88,12 @@ def tally(index: jax.Array, size: int, weight: jax.Array | int = 1) -> jax.Array
 
 
 def largest(index: jax.Array, size: int, value: jax.Array) -> jax.Array:
-    """[size] int32: the largest value [n] int32 of each index [n], -1 where none is.
+    """Return [size] int32, the largest value [n] int32 of each index [n].
 
-    Values are not negative; indices outside `0 : size` do not count.
+    It is -1 where none is. Values are not negative; indices outside 0 : size do not
+    count.
+
+    index 2 0 2 -1, value 5 0 7 9, size 3  ->  0 -1 7
     """
     if compares(index.size, size, limit=MAX_NODE_PAIRS):
         return jnp.max(jnp.where(_hits(index, size), value, -1), axis=1)
@@ -84,5 +102,5 @@ def largest(index: jax.Array, size: int, value: jax.Array) -> jax.Array:
 
 
 def _hits(index: jax.Array, size: int) -> jax.Array:
-    """[size, n] bool: true where index [n] is the row's number."""
+    """Return [size, n] bool, true where index [n] is the row's number."""
     return index[None] == jnp.arange(size, dtype=jnp.int32)[:, None]

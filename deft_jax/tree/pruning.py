@@ -3,22 +3,29 @@
 import jax
 import jax.numpy as jnp
 
+from deft_jax.tree.arguments import integers, masks
 from deft_jax.tree.counting import count_nodes_below, largest, tally
 from deft_jax.tree.state import NO_NODE, Tree, replace
 
 
 def prune(tree: Tree, doomed: jax.Array, keep: jax.Array | None = None) -> Tree:
-    """Frees the subtrees of `doomed` nodes and every ancestor left without a leaf.
+    """Free the subtrees of doomed nodes and every ancestor left without a leaf.
+
+    Nodes that are not live may be masked; they change nothing.
 
     Args:
         tree: the forest.
         doomed: [N] bool, true for nodes to drop with all below them.
         keep: [N] bool, true for nodes that stay although no leaf is left below them,
             unless they are in a doomed subtree; none if None.
+
+    Raises:
+        DeftError: a mask is no [N] bool.
     """
+    doomed, keep = _check_masks(tree, doomed, keep)
     none = jnp.zeros_like(doomed)
     nobody = jnp.full_like(tree.parent, tree.num_nodes)
-    return _remove(tree, none, nobody, _bare(tree, tree.live, doomed, keep))
+    return _remove(tree, none, nobody, _find_bare(tree, tree.live, doomed, keep))
 
 
 def accept(tree: Tree, tip: jax.Array) -> Tree:
@@ -28,34 +35,50 @@ def accept(tree: Tree, tip: jax.Array) -> Tree:
     are not on the path from the trunk to the tip are dropped with all below them; their
     slots are used again by the next tokens of the trunk. No KV moves.
 
+    The trunk grows, so of the nodes on the path the tip alone may have children that
+    are no drafts: others would start before the trunk's new end. `Tree.check` finds
+    such children.
+
     Args:
         tree: the forest.
         tip: [A] int32, last accepted node of each path; a node that is no draft accepts
-            none of its drafts; NO_NODE entries are ignored. One tip per trunk.
+            none of its drafts; numbers that are no live node (NO_NODE, N) are ignored.
+            Of several tips of one trunk the last in depth-first order counts.
+
+    Raises:
+        DeftError: `tip` is no integers.
     """
-    tree, gone, heir = _merge(tree, tip)
+    tree, gone, heir = _merge(tree, integers("tip", tip, "A"))
     return _remove(tree, gone, heir, jnp.zeros_like(gone))
 
 
 def accept_and_prune(
     tree: Tree, tip: jax.Array, doomed: jax.Array, keep: jax.Array
 ) -> Tree:
-    """What `prune(accept(tree, tip), doomed, keep)` gives, in one pass."""
-    tree, gone, heir = _merge(tree, tip)
-    return _remove(tree, gone, heir, _bare(tree, tree.live & ~gone, doomed, keep))
+    """Do what `prune(accept(tree, tip), doomed, keep)` does, in one pass."""
+    doomed, keep = _check_masks(tree, doomed, keep)
+    tree, gone, heir = _merge(tree, integers("tip", tip, "A"))
+    return _remove(tree, gone, heir, _find_bare(tree, tree.live & ~gone, doomed, keep))
+
+
+def _check_masks(tree: Tree, doomed, keep):
+    """Return both masks, or say what is wrong with them."""
+    doomed = masks("doomed", doomed, tree.num_nodes)
+    return doomed, None if keep is None else masks("keep", keep, tree.num_nodes)
 
 
 def _merge(tree: Tree, tip: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
-    """What `accept` does to the nodes that stay, and what it removes.
+    """Give accepted drafts to their trunk, but for slots; say which nodes go.
 
     Returns:
-        The tree, [N] bool the nodes to remove and [N] int32 their heirs.
+        The tree, [N] bool, true for the nodes to remove, and [N] int32 their heirs.
     """
     size = tree.num_nodes
     tip = jnp.where(tip < 0, size, tip)
     trunk = tree.storage.at[tip].get(mode="fill", fill_value=size)
-    # By trunk, the depth-first number of its tip: the drafts whose intervals hold it
-    # are on the path.
+    # The depth-first number of each trunk's tip, then of each node's trunk's tip: the
+    # drafts whose intervals hold it are on the path.
+    #     trunk T 0-5, drafts X 1-4, Y 2-4, Z 3-4 and W 4-5, tip Y  ->  2 is in X, Y
     goal = largest(trunk, size, tree.first.at[tip].get(mode="clip"))
     goal = goal.at[tree.storage].get(mode="fill", fill_value=-1)
     draft = (tree.storage != jnp.arange(size)) & (goal >= 0)
@@ -75,10 +98,10 @@ def _merge(tree: Tree, tip: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
     return tree, dead | merged, jnp.where(merged, tree.storage, size)
 
 
-def _bare(
+def _find_bare(
     tree: Tree, kept: jax.Array, doomed: jax.Array, keep: jax.Array | None
 ) -> jax.Array:
-    """[N] bool: of the nodes that are kept so far, those that `prune` drops."""
+    """Return [N] bool, true for those of the kept nodes that `prune` drops."""
     dead = _below(tree, doomed & kept)
     leaf = kept & (_num_below(tree, kept) == 1)
     if keep is not None:
@@ -87,7 +110,13 @@ def _bare(
 
 
 def _below(tree: Tree, mask: jax.Array) -> jax.Array:
-    """[N] bool: nodes that are masked or have a masked ancestor."""
+    """Return [N] bool, true for nodes that are masked or have a masked ancestor.
+
+    These are inside more subtrees of masked nodes than have ended before them.
+
+        first, end    A 0 3, B 1 2, C 2 3      C masked
+        begun         0 0 1                    ended 0 0 0  ->  0 0 1
+    """
     most = tree.num_nodes + 1
     begun = count_nodes_below(jnp.where(mask, tree.first, most), tree.first + 1, most)
     ended = count_nodes_below(jnp.where(mask, tree.end, most), tree.first + 1, most)
@@ -95,7 +124,10 @@ def _below(tree: Tree, mask: jax.Array) -> jax.Array:
 
 
 def _num_below(tree: Tree, mask: jax.Array) -> jax.Array:
-    """[N] int32: masked nodes in the subtree of each node, itself counted."""
+    """Return [N] int32, masked nodes in the subtree of each node, itself counted.
+
+    first, end A 0 3, B 1 2, C 2 3, mask 0 1 1  ->  2 1 1: numbers 1, 2 within 0-3
+    """
     size = tree.num_nodes
     number = jnp.where(mask, tree.first, size)
     return count_nodes_below(number, tree.end, size) - count_nodes_below(
@@ -104,13 +136,14 @@ def _num_below(tree: Tree, mask: jax.Array) -> jax.Array:
 
 
 def _remove(tree: Tree, gone: jax.Array, heir: jax.Array, bare: jax.Array) -> Tree:
-    """Frees nodes and the pages they leave empty.
+    """Free nodes and the pages they leave empty.
 
     Args:
         tree: the forest.
-        gone: [N] bool, live nodes to free first.
-        heir: [N] int32, node that takes over the tokens of such a node, N to drop them.
-        bare: [N] bool, other live nodes to free then, with what they took over.
+        gone: [N] bool, true for live nodes to free first.
+        heir: [N] int32, node that takes over their tokens, N to drop them.
+        bare: [N] bool, true for other live nodes to free then, with what they took
+            over.
     """
     size = tree.num_nodes
     freed = gone | bare
@@ -144,8 +177,20 @@ def _remove(tree: Tree, gone: jax.Array, heir: jax.Array, bare: jax.Array) -> Tr
     )
 
 
-def _push(stack, height, freed, first):
-    """Put the indices of `freed` on a free list, those of `first` below the others.
+def _push(
+    stack: jax.Array, height: jax.Array, freed: jax.Array, first: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Put numbers on a free list, those that are freed first below the others.
+
+        stack 7 6 . . ., height 2, freed 1 1 0 1 0, first 0 1 0 0 0
+        running counts of first 0 1 1 1 1, of the others 1 1 1 2 2
+        index 3 2 . 4 .  ->  7 6 1 0 3, height 5
+
+    Args:
+        stack: [n] int32, the free list.
+        height: [] int32, how many of its entries are free.
+        freed: [n] bool, true for numbers to put on it.
+        first: [n] bool, true for those of them that come first.
 
     Returns:
         The list and its new height.

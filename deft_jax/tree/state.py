@@ -7,22 +7,27 @@ prefix sums, so that no operation walks the tree and none moves a token's KV.
 
 Two sentinels: `NO_NODE` (-1) is compared with (a root has no parent); the capacity, `N`
 or `M`, marks a free slot or an idle row in arrays that are used as scatter indices,
-where mode="drop" ignores it.
+where mode="drop" ignores it. Operations take either for an idle row, and any other
+number that is no live node, too.
 """
 
 import dataclasses
+import operator
 
 import jax
 import jax.numpy as jnp
 
-NO_NODE = -1
-"""Parent of a root; "no node" wherever node numbers are compared."""
+from deft_jax.errors import DeftError
+from deft_jax.tree.invariants import NO_NODE, find_faults
 
 OUT_OF_NODES = 1
 """Bit of `Tree.overflow`: a branch did not find enough free nodes."""
 
 OUT_OF_PAGES = 2
 """Bit of `Tree.overflow`: an append did not find enough free pages."""
+
+OUT_OF_ORDER = 4
+"""Bit of `Tree.overflow`: an append to a node that has tokens below it was refused."""
 
 
 @jax.tree_util.register_dataclass
@@ -43,10 +48,11 @@ class Tree:
         slot_position: [M, P] int32, position of that token along its path.
         slot_token: [M, P] int32, token id.
         free_nodes: [N] int32, the first `num_free_nodes` are free.
-        num_free_nodes: [] int32.
+        num_free_nodes: [] int32, free nodes.
         free_pages: [M] int32, the first `num_free_pages` are free.
-        num_free_pages: [] int32.
-        overflow: [] int32, bits OUT_OF_NODES and OUT_OF_PAGES of what was refused.
+        num_free_pages: [] int32, free pages.
+        overflow: [] int32, bits OUT_OF_NODES, OUT_OF_PAGES and OUT_OF_ORDER of what was
+            refused.
     """
 
     parent: jax.Array
@@ -67,18 +73,19 @@ class Tree:
 
     @classmethod
     def create(cls, num_nodes: int, num_pages: int, page_size: int) -> "Tree":
-        """An empty forest.
+        """Make an empty forest.
+
+        Args:
+            num_nodes: `N`, the most nodes that can live at once.
+            num_pages: `M`, the pages of the pool.
+            page_size: `P`, the token slots of a page.
 
         Raises:
-            ValueError: a capacity is below 1.
+            DeftError: a capacity is no integer, or below 1.
         """
-        for name, value in [
-            ("num_nodes", num_nodes),
-            ("num_pages", num_pages),
-            ("page_size", page_size),
-        ]:
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        num_nodes = _size("num_nodes", num_nodes)
+        num_pages = _size("num_pages", num_pages)
+        page_size = _size("page_size", page_size)
 
         def nodes(value):
             return jnp.full(num_nodes, value, jnp.int32)
@@ -129,12 +136,39 @@ class Tree:
         """[M] int32, tokens in each page."""
         return jnp.sum(self.slot_node < self.num_nodes, axis=1, dtype=jnp.int32)
 
+    def check(self) -> None:
+        """Verify on the host that the arrays describe a forest.
+
+        For tests and for debugging: it copies the arrays from the device and walks
+        them, so it has no place in a decode loop. A tree that only the operations of
+        this package have changed, as their docstrings allow, never fails.
+
+        Raises:
+            DeftError: something does not hold; the message names the first node, page
+                or slot that breaks it. Or the tree is traced, within `jax.jit`.
+        """
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self)):
+            raise DeftError("a traced tree has no values to check; check it after jit")
+        for fault in find_faults(jax.device_get(self)):
+            raise DeftError(f"broken tree: {fault}")
+
+
+def _size(name: str, value: int) -> int:
+    """Return a capacity as an integer, or say what is wrong with it."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise DeftError(f"{name} must be an integer, got {value!r:.60}") from None
+    if size < 1:
+        raise DeftError(f"{name} must be at least 1, got {size}")
+    return size
+
 
 def replace(tree: Tree, **changes) -> Tree:
-    """`dataclasses.replace` under a short name."""
+    """Return the tree with some arrays changed."""
     return dataclasses.replace(tree, **changes)
 
 
 def choose(condition: jax.Array, yes, no):
-    """`jnp.where` over two pytrees of one structure."""
+    """Return `jnp.where` over two pytrees of one structure."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

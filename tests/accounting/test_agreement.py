@@ -37,7 +37,7 @@ SCHEDULED = {
 
 
 def scheduled(nodes, tokens, heads) -> tuple[TreeSteps, KernelSpec, int]:
-    """A level tree, the kernels' sizes for it, and the partial bytes they write."""
+    """Return a level tree, the kernels' sizes for it, and partial bytes they write."""
     tree, slots = level_tree(nodes, tokens, page_size=16)
     pages = tree.slot_node.shape[0], heads.num_kv, 16, heads.head_dim
     q = jax.ShapeDtypeStruct((nodes[-1], heads.num_q, heads.head_dim), jnp.bfloat16)

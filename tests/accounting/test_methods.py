@@ -42,7 +42,7 @@ FEW_SHOT_STEPS = 399
 
 @functools.cache
 def mean_account(column: str, method: Method, steps: int = FEW_SHOT_STEPS):
-    """[5] float64: terabytes of each part of the account, the mean of the trees."""
+    """Return [5] float64, terabytes of each part of the account, mean of the trees."""
     if column.startswith("b="):
         runs = [[few_shot(4000, int(column[2:]), steps)]]
     else:

@@ -18,7 +18,7 @@ Q, PAGES = (2, 4, 8), (3, 2, 4, 8)
 
 @jax.jit
 def idle_grouping():
-    """The grouping of two idle rows over three pages of four tokens."""
+    """Return the grouping of two idle rows over three pages of four tokens."""
     tree = Tree.create(num_nodes=2, num_pages=3, page_size=4)
     idle = jnp.full(2, 2, jnp.int32)
     return group(*append(tree, idle, idle))

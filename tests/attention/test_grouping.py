@@ -47,7 +47,7 @@ group_arrays_jit = jax.jit(group_arrays, static_argnames="tile_queries")
 
 
 def grouped(forest: Forest, tile_queries: int | None) -> Grouping:
-    """The grouping of a forest with numpy arrays."""
+    """Return the grouping of a forest with numpy arrays."""
     grouping = group_jit(forest.tree, forest.slots, tile_queries=tile_queries)
     rows = forest.slots.node.shape[0]
     assert grouping.tile_queries == (tile_queries or default_tile_queries(rows))
@@ -71,7 +71,7 @@ def check_ranks(forest: Forest, grouping: Grouping) -> None:
 
 
 def check_masks(forest: Forest, grouping: Grouping) -> None:
-    """A slot's range holds just the queries whose path has its token."""
+    """Assert that a slot's range holds just the queries whose path has its token."""
     rank = np.arange(grouping.num_queries)[:, None, None]
     sees = np.zeros((len(rank), *grouping.slot_first.shape), bool)
     for query, path in enumerate(paths_by_rank(forest, grouping)):
@@ -84,8 +84,10 @@ def check_masks(forest: Forest, grouping: Grouping) -> None:
 
 
 def check_work(forest: Forest, grouping: Grouping) -> None:
-    """The lists hold every page once for each rank between the first and the last that
-    see it, hence once for each query that does, and no page that none sees."""
+    """Assert that the lists hold a page once for each rank from its first to its last.
+
+    So each query that sees it has it once, and a page that none sees is in no list.
+    """
     seeing = {}
     for rank, path in enumerate(paths_by_rank(forest, grouping)):
         for page in {page for page, _ in path}:
@@ -99,7 +101,7 @@ def check_work(forest: Forest, grouping: Grouping) -> None:
 
 
 def check_reads(grouping: Grouping, ranges: dict[int, range]) -> None:
-    """A page is listed once per tile that sees it, or for a few queries at most."""
+    """Assert that a page is listed once per tile, or for a few queries at most."""
     tile = grouping.tile_queries
     listed = Counter([*pages_of(grouping.wide), *pages_of(grouping.narrow)])
     for page, ranks in ranges.items():
@@ -114,7 +116,7 @@ def pages_of(work: WorkList) -> list[int]:
 def covered_pairs(
     work: WorkList, width: int, ranges: dict[int, range]
 ) -> Iterator[tuple[int, int]]:
-    """The (page, rank) that the list's tiles hold, within the range of the page."""
+    """Return the (page, rank) of a list's tiles, within the range of the page."""
     used = slice(int(work.num_pairs))
     for page, start in zip(work.page[used], work.query[used], strict=True):
         assert page in ranges, f"page {page} is listed, but no query sees it"
@@ -233,7 +235,7 @@ prune_jit, accept_jit = jax.jit(prune), jax.jit(accept)
 
 
 def branched(tree: Tree, parent: int, count: int, draft: bool = False):
-    """The tree with `count` children more, at most three, and their numbers."""
+    """Add `count` children, at most three; return the tree and their numbers."""
     rows = jnp.full(3, parent, jnp.int32)
     mask = jnp.arange(3) < count
     tree, nodes = branch_jit(tree, rows, mask, jnp.full(3, draft))
@@ -245,7 +247,7 @@ def pruned(tree: Tree, node: int) -> Tree:
 
 
 def appended(tree: Tree, nodes: list[int]) -> Tree:
-    """The tree with one token more per entry, after its grouping was checked."""
+    """Append a token per entry and check the grouping; return the tree."""
     idle = [tree.num_nodes] * (8 - len(nodes))
     rows = jnp.array([*idle, *nodes], jnp.int32)
     tree, slots = append_jit(tree, rows, jnp.zeros(8, jnp.int32))

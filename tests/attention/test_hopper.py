@@ -68,7 +68,7 @@ PLANS = {
 
 
 def plan_of(case: Case, name: str, seed: int) -> Plan:
-    """A plan whose nodes fit; wide cases get as many as there is room for."""
+    """Return a plan whose nodes fit; wide cases get as many as there is room for."""
     options = dict(PLANS[name])
     room = case.limits.nodes
     wide = room > 1000

@@ -85,7 +85,7 @@ def sight_of(forest: Forest, grouping: Grouping, tiling: Tiling, window) -> Sigh
 
 
 def scheduled(forest: Forest, tiling: Tiling, window=None) -> tuple[Grouping, Schedule]:
-    """Grouping and schedule of a forest, with numpy arrays."""
+    """Return grouping and schedule of a forest, with numpy arrays."""
     grouping = group_jit(forest.tree, forest.slots)
     return jax.device_get((grouping, schedule_jit(grouping, tiling, window=window)))
 
@@ -105,7 +105,7 @@ def check(forest: Forest, tiling: Tiling, window: int | None = None) -> None:
 
 
 def check_tile(schedule: Schedule, tiling: Tiling, sight: Sight, tile: int) -> None:
-    """Each unit that a query of the tile sees is listed once, in a class that fits."""
+    """Assert that each unit a tile sees is listed once, in a class that fits."""
     listed = {kind: set() for kind in (WHOLE, BOTH, FIRST_HALF, SECOND_HALF)}
     blocks = blocks_of(schedule, tiling, tile)
     for kind, units in blocks:
@@ -143,7 +143,7 @@ def check_shares(schedule: Schedule, tiling: Tiling) -> None:
 
 
 def check_coverage(schedule: Schedule, tiling: Tiling, pieces: list[Piece]) -> None:
-    """The pieces of a head and a tile are its positions, each once and in order."""
+    """Assert that the pieces of a head and tile are its positions, in order."""
     stops = defaultdict(int)
     for piece in pieces:
         assert stops[piece.head, piece.tile] == piece.begin
@@ -193,7 +193,7 @@ def check_merges(
 
 
 def check_first_units(schedule: Schedule, tiling: Tiling, pieces: list[Piece]) -> None:
-    """A worker's row ends with the units of its first block, the last one repeated."""
+    """Assert that a worker's row ends with its first block's units, repeated."""
     per_block = tiling.block_tokens // tiling.unit_tokens
     seen = set()
     for piece in pieces:

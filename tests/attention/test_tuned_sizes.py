@@ -31,7 +31,7 @@ ENTRIES = {KEY: Entry(TUNED, us=12.5)}
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder."""
+    """Return an empty cache folder."""
     monkeypatch.delenv(tuning.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tuning._read_once.cache_clear()
@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A default device of the tables' kind."""
+    """Return a default device of the tables' kind."""
     device = SimpleNamespace(platform="gpu", device_kind=KIND)
     monkeypatch.setattr(jax, "devices", lambda: [device])
 

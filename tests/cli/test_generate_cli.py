@@ -22,7 +22,7 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2}
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """One compilation cache for the module, so that equal shapes compile once."""
+    """Make one compilation cache for the module: equal shapes compile once."""
     folder = tmp_path_factory.mktemp("compiled")
     return {**os.environ, "DEFT_JAX_CACHE": str(folder), "TERM": "xterm"}
 

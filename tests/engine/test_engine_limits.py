@@ -20,7 +20,7 @@ ENDLESS = Sampling(temperature=0.9, max_new_tokens=100, ignore_eos=True, seed=5)
 
 
 def assert_idle():
-    """The engine holds nothing, and gives the right tokens."""
+    """Assert that the engine holds nothing, and gives the right tokens."""
     greedy = Sampling(temperature=0.0, max_new_tokens=10)
     (tree,) = tiny_engine().generate("Hello world", sampling=greedy)
     assert tree.best().tokens == decode_alone("Hello world", greedy).tokens
@@ -33,7 +33,7 @@ def assert_idle():
 
 
 def assert_prefixes(tree, sampling):
-    """What there is of every branch is what the branch would have begun with."""
+    """Assert that every branch is the beginning of what it would have been."""
     for stream, leaf in enumerate(tree.leaves()):
         alone = decode_alone(tree.prompt, sampling, stream).tokens
         assert leaf.tokens == alone[: len(leaf.tokens)]
@@ -156,7 +156,7 @@ def test_an_interrupt_from_the_keyboard_leaves_the_engine_usable():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What the host does, in order: starting bursts, and replaying them."""
+    """Record what the host does, in order: starting bursts, and replaying them."""
     seen = []
     play, decode = Replay.play, Engine.decode
 

@@ -43,7 +43,7 @@ class Listener:
 
 @pytest.fixture(scope="module")
 def run():
-    """A listener and the trees of a call that refills its slots."""
+    """Return a listener and the trees of a call that refills its slots."""
     listener = Listener(PROMPTS)
     trees = tiny_engine().generate(
         PROMPTS,
@@ -141,7 +141,7 @@ def test_statuses_run_from_prefill_to_done(run):
 
 
 def host_count(trees):
-    """Cached tokens that the decode steps of parallel branches read: shared and alone.
+    """Return the cached tokens that steps of parallel branches read: shared, alone.
 
     A step feeds the token that the step before chose, and each fed token sees its path,
     itself counted. The last token of a branch is never fed.

@@ -124,7 +124,7 @@ def test_close_leaves_a_lone_prompt_open():
 
 
 def draft_chain(record, parent, *tokens):
-    """One draft per token, each below the one before; return their ids."""
+    """Add a draft per token, each below the one before; return their ids."""
     ids = []
     for token in tokens:
         parent = record.branch(parent, draft=True)

@@ -19,7 +19,7 @@ DEVICE_ROOT = 4
 
 
 def row(source, node, text, **fields):
-    """What the log says of one row in one step."""
+    """Return what the log says of one row in one step."""
     return {"source": source, "node": node, "token": ord(text), **fields}
 
 
@@ -27,7 +27,7 @@ IDLE = row(NO_NODE, NODES, "?")
 
 
 def burst(*steps):
-    """Logged steps; each gives its rows in order and, by name, values of the step."""
+    """Return logged steps; each gives its rows in order and its values by name."""
     fields = [field.name for field in dataclasses.fields(StepLog)]
     defaults = {"accept": NO_NODE, "branch": False, "draft": False}
     log = {name: [] for name in fields}
@@ -41,7 +41,7 @@ def burst(*steps):
 
 
 def start(*stop):
-    """A record and a replay that knows its prompt."""
+    """Return a record and a replay that knows its prompt."""
     record = Record(0, [1, 2], "prompt", AsciiTokenizer(), stop)
     replay = Replay(NODES)
     replay.start(DEVICE_ROOT, record)
@@ -53,7 +53,7 @@ def texts(record):
 
 
 def fork(*places):
-    """A step in which fresh rows branch from the prompt: (device node, text) each."""
+    """Return a step whose fresh rows branch from the prompt; (node, text) each."""
     return [row(DEVICE_ROOT, node, text, branch=True) for node, text in places]
 
 

@@ -13,7 +13,7 @@ stop_strings = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3).map
 
 
 def first_stop(text, stops):
-    """Where the stop begins whose last character comes first; ties: the longest."""
+    """Return where the stop that ends first begins; of several the longest."""
     for end in range(1, len(text) + 1):
         begins = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
         if begins:

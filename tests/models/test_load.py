@@ -30,7 +30,7 @@ WIDE = dataclasses.replace(CONFIG, hidden_size=512, mlp_size=512)
 
 @pytest.fixture(params=["folder", "gguf"])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A checkpoint of `CONFIG` in one format or the other."""
+    """Return a checkpoint of `CONFIG` in one format or the other."""
     weights = mild_weights(CONFIG)
     if request.param == "gguf":
         return write_loadable_gguf(tmp_path / "model.gguf", CONFIG, weights)

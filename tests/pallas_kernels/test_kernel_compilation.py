@@ -40,9 +40,9 @@ class Compiled:
 
     Attributes:
         ptx: its code for the virtual machine.
-        spilled_bytes: of stores and loads of registers that did not fit.
+        spilled_bytes: bytes of stores and loads of registers that did not fit.
         registers: per thread.
-        threads: of a block.
+        threads: threads of a block.
         shared_bytes: shared memory of a block.
     """
 
@@ -55,7 +55,7 @@ class Compiled:
 
 @pytest.fixture(scope="module")
 def compilations() -> Iterator[dict[tuple[str, str], Future[list[Compiled]]]]:
-    """The kernels of every case, a few being compiled at a time."""
+    """Return the kernels of every case, a few being compiled at a time."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {names: pool.submit(compile_case, *names) for names in TODO}
         pool.shutdown(cancel_futures=True)

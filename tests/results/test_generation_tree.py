@@ -20,7 +20,7 @@ def node(id, parent, text="", logprobs=(), **fields):
 
 @pytest.fixture
 def tree():
-    """A prompt with a branch that forks and a branch that does not.
+    """Return a prompt with a branch that forks and a branch that does not.
 
     0 ── 1 ─┬─ 2    mean (-1 - 1 - 4) / 3 = -2
         │   └─ 3    mean (-1 - 1 - 1) / 3 = -1

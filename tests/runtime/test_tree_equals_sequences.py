@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 def generate(prompts, n, sampling):
-    """The leaves of each prompt's tree."""
+    """Return the leaves of each prompt's tree."""
     trees = tiny_engine().generate(prompts, BestOfN(n), sampling)
     return [tree.leaves() for tree in trees]
 
@@ -84,7 +84,7 @@ def test_some_branches_end_early_and_others_are_cut():
 
 
 def texts(prompts, n, seed=3):
-    """The texts of each prompt's branches."""
+    """Return the texts of each prompt's branches."""
     sampling = Sampling(temperature=0.9, max_new_tokens=20, seed=seed)
     return [[leaf.text for leaf in leaves] for leaves in generate(prompts, n, sampling)]
 
@@ -110,8 +110,11 @@ def test_another_seed_gives_other_text():
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_stop_strings_end_branches_across_tokens(n):
-    """Stop strings of two characters, so of two tokens, and many requests: branches
-    that end by a stop string, by end of text and by length free and reuse nodes."""
+    """Stop strings are two characters, so two tokens, and there are many requests.
+
+    Branches that end by a stop string, by end of text and by length free their nodes,
+    which others use again.
+    """
     sampling = Sampling(temperature=0.9, max_new_tokens=24, top_p=0.9, seed=4)
     prompts = [f"{name} {prompt}" for name in "abcd" for prompt in PROMPTS]
     texts = [decode_alone(prompt, sampling).text for prompt in prompts[::3]]
@@ -129,8 +132,11 @@ def test_stop_strings_end_branches_across_tokens(n):
 
 
 def test_a_node_that_a_stop_string_ended_may_hold_the_next_prompt():
-    """The stop string and the last token come in one burst of steps, so that the device
-    frees the branch before the host can, and the waiting prompt takes its node."""
+    """The stop string and the last token come in one burst of steps.
+
+    The device frees the branch before the host can, and the waiting prompt takes its
+    node.
+    """
     sampling = Sampling(temperature=0.9, max_new_tokens=9, ignore_eos=True, seed=5)
     stop = decode_alone(PROMPTS[3], sampling).text[5:7]
     sampling = Sampling(**{**vars(sampling), "stop": (stop,)})

@@ -9,7 +9,7 @@ from deft_jax.strategies.parallel import SelfConsistency, normalise_answer
 
 
 def tree_of(*texts, logprobs=None):
-    """A prompt with one branch per text."""
+    """Return a prompt with one branch per text."""
     root = TreeNode(id=0, parent=None, tokens=(1,), text="What is 6 * 7? 99")
     logprobs = logprobs or [-1.0] * len(texts)
     branches = [

@@ -32,7 +32,7 @@ def path_tokens(tree, node):
 
 
 def next_logprobs(prompt, tokens):
-    """[V] float64: log-probabilities of what follows a prompt and tokens."""
+    """Return [V] float64 log-probabilities of what follows a prompt and tokens."""
     return path_logprobs([*AsciiTokenizer().encode(prompt), *tokens])[-1]
 
 
@@ -194,8 +194,10 @@ def decode_steps(monkeypatch):
 
 
 def test_speculative_decoding_takes_fewer_steps_and_leaks_no_pages(decode_steps):
-    """Slots of rejected drafts are used again: what is stored at any time is the text
-    and the drafts of one step."""
+    """Slots of rejected drafts are used again.
+
+    What is stored at any time is the text and the drafts of one step.
+    """
     sampling = Sampling(**{**vars(DRAFTED["few_tokens"]), "max_new_tokens": 80})
     statuses = []
     (tree,) = tiny_engine().generate(

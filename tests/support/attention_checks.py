@@ -48,7 +48,7 @@ class Inputs:
     """Arguments of the op for one forest.
 
     Attributes:
-        grouping: of the forest.
+        grouping: grouping of the forest.
         q: [Q, H, D], queries in rank order.
         clean: k and v, zeros in slots that no query sees.
         poisoned: k and v, garbage in slots that no query sees, and NaN in pages of

@@ -12,7 +12,7 @@ Cache = dict[str, jax.Array]
 
 
 def empty_caches(config: LlamaConfig, dtype: jnp.dtype) -> tuple[Cache, ...]:
-    """One cache per layer, without tokens."""
+    """Return one cache per layer, without tokens."""
     empty = jnp.zeros((0, config.num_kv_heads, config.head_dim), dtype)
     return tuple({"k": empty, "v": empty} for _ in range(config.num_layers))
 
@@ -45,7 +45,7 @@ def _step(model, tokens, positions, caches):
 def dense_logits(
     model: Llama, tokens: jax.Array, *, chunk: int | None = None
 ) -> jax.Array:
-    """[T, V] float32 logits of [T] tokens, fed `chunk` at a time or all together."""
+    """Return [T, V] float32 logits of [T] tokens, fed `chunk` at a time or at once."""
     caches, logits = empty_caches(model.config, model.dtype), []
     for first in range(0, len(tokens), chunk or len(tokens)):
         part = tokens[first : first + (chunk or len(tokens))]

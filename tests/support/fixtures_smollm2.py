@@ -22,7 +22,7 @@ def smollm2_path() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_path: Path) -> "tuple[Llama, Tokenizer]":
-    """The network in float32 and its tokenizer."""
+    """Return the network in float32 and its tokenizer."""
     from deft_jax.models.load import load_model
 
     return load_model(smollm2_path)

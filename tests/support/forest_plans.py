@@ -41,7 +41,7 @@ class Plan:
         inner: true if nodes with children have query tokens too.
         pruned: chance that a node is pruned after its query tokens were appended.
         holes: chance that a slot of a page in use is left empty.
-        seed: of all other choices.
+        seed: seed of all other choices.
     """
 
     limits: Limits
@@ -165,7 +165,7 @@ def _choose_survivors(plan, parents, rng):
 
 
 def _choose_queries(plan, parents, tokens, rng):
-    """The last tokens of a node query, in the order of the rows."""
+    """Return the last tokens of a node query, in the order of the rows."""
     todo = []
     for age in rng.permutation(len(parents)).tolist():
         if plan.queries and (plan.inner or age not in parents):

@@ -42,7 +42,7 @@ class Forest:
 
 
 def grow(plan: Plan) -> Forest:
-    """The forest of a plan, with random node numbers and siblings in any order."""
+    """Return the forest of a plan, with random node numbers and order of siblings."""
     rng = np.random.default_rng(plan.seed)
     made = sketch(plan, rng)
     names = rng.permutation(plan.limits.nodes)[: plan.nodes].tolist()
@@ -52,7 +52,7 @@ def grow(plan: Plan) -> Forest:
 
 
 def walk_paths(tree: Tree, slots: Slots) -> list[list[tuple[int, int]]]:
-    """`Forest.paths` of any state, by `parent`, `slot_node` and `slot_position` alone.
+    """Return `Forest.paths` by `parent`, `slot_node` and `slot_position` alone.
 
     A query sees every token of the nodes above its own, and of its own node the tokens
     up to itself.

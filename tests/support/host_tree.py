@@ -9,7 +9,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Container, Iterable
 
-Place = tuple[int, int]
+PageSlot = tuple[int, int]
 """Page, and slot within the page."""
 
 
@@ -20,12 +20,12 @@ class Token:
     Attributes:
         token: its id.
         position: along its path, 0 for the first token of a root.
-        place: where its KV is.
+        slot: where its KV is.
     """
 
     token: int
     position: int
-    place: Place
+    slot: PageSlot
 
 
 @dataclasses.dataclass
@@ -34,26 +34,19 @@ class Node:
 
     Attributes:
         parent: None for a root.
-        start: position of its first token.
         draft: true if its tokens are stored in the pages of its trunk.
         children: in the order they were made.
         tokens: in path order.
     """
 
     parent: int | None
-    start: int
     draft: bool = False
     children: list[int] = dataclasses.field(default_factory=list)
     tokens: list[Token] = dataclasses.field(default_factory=list)
 
-    @property
-    def stop(self) -> int:
-        """Position of the token that follows the node."""
-        return self.start + len(self.tokens)
-
 
 class HostTree:
-    """A forest whose node numbers and places of tokens the caller chooses.
+    """A forest whose node numbers and slots of tokens the caller chooses.
 
     Attributes:
         nodes: the live nodes by number.
@@ -65,21 +58,41 @@ class HostTree:
     def branch(self, node: int, parent: int | None, draft: bool = False) -> None:
         """Add an empty node; a root is never a draft."""
         assert node not in self.nodes, f"node {node} is live"
-        start = 0
         if parent is not None:
-            start = self.nodes[parent].stop
             self.nodes[parent].children.append(node)
-        self.nodes[node] = Node(parent, start, draft and parent is not None)
+        self.nodes[node] = Node(parent, draft and parent is not None)
 
-    def append(self, node: int, token: int, place: Place) -> int:
-        """Add a token to a node; return its position."""
-        position = self.nodes[node].stop
-        self.nodes[node].tokens.append(Token(token, position, place))
-        return position
+    def append(self, token_of: Iterable[tuple[int, int, PageSlot]]) -> list[int]:
+        """Add a token to each node; return the positions.
+
+        Args:
+            token_of: node, token and slot of each row.
+        """
+        rows = [(node, Token(token, -1, slot)) for node, token, slot in token_of]
+        for node, token in rows:
+            self.nodes[node].tokens.append(token)
+        for node, token in rows:
+            index = [each is token for each in self.nodes[node].tokens].index(True)
+            token.position = self.start(node) + index
+        return [token.position for _, token in rows]
+
+    def may_append(self, nodes: Iterable[int]) -> bool:
+        """Return false if there are tokens below a node that would grow."""
+        below = (x for node in nodes for x in self.subtree(node)[1:])
+        return not any(self.nodes[x].tokens for x in below)
+
+    def start(self, node: int) -> int:
+        """Return the position of the node's first token."""
+        parent = self.nodes[node].parent
+        return 0 if parent is None else len(self.path(parent))
 
     def prune(self, doomed: Iterable[int], keep: Container[int] = ()) -> None:
-        """Drop subtrees, and the ancestors they leave without a leaf up to one of
-        `keep`."""
+        """Drop subtrees, and the ancestors they leave without a leaf.
+
+        Args:
+            doomed: roots of the subtrees.
+            keep: ancestors that stay, with those above them.
+        """
         for node in doomed:
             while node in self.nodes:
                 parent = self.nodes[node].parent
@@ -89,8 +102,9 @@ class HostTree:
                 node = parent
 
     def accept(self, tip: int) -> None:
-        """Move the tokens of the drafts on the path to the tip into their trunk; drops
-        the trunk's other drafts with all below them.
+        """Move the tokens of the drafts on the path to the tip into their trunk.
+
+        The trunk's other drafts are dropped with all below them.
 
         A tip that an earlier call dropped is ignored.
         """
@@ -115,7 +129,7 @@ class HostTree:
             del self.nodes[node]
 
     def may_accept(self, tip: int) -> bool:
-        """False if a node above the tip would outgrow children that stay."""
+        """Return false if a node above the tip would outgrow children that stay."""
         above = [self.trunk(tip), *self.draft_path(tip)][:-1]
         children = (child for node in above for child in self.nodes[node].children)
         return all(self.nodes[child].draft for child in children)
@@ -129,18 +143,18 @@ class HostTree:
             del self.nodes[gone]
 
     def subtree(self, node: int) -> list[int]:
-        """The node and all below it, each before its children."""
+        """Return the node and all below it, each before its children."""
         below = [self.subtree(child) for child in self.nodes[node].children]
         return [node, *(each for nodes in below for each in nodes)]
 
     def trunk(self, node: int) -> int:
-        """The node itself, or for a draft its nearest ancestor that is none."""
+        """Return the node itself, or for a draft its nearest ancestor that is none."""
         while self.nodes[node].draft:
             node = self._parent(node)
         return node
 
     def draft_path(self, tip: int) -> list[int]:
-        """The drafts from below the trunk down to the tip."""
+        """Return the drafts from below the trunk down to the tip."""
         path = []
         while self.nodes[tip].draft:
             path.insert(0, tip)
@@ -148,7 +162,7 @@ class HostTree:
         return path
 
     def drafts(self) -> list[int]:
-        """All nodes that are drafts."""
+        """Return all nodes that are drafts."""
         return [x for x, node in self.nodes.items() if node.draft]
 
     def _parent(self, node: int) -> int:
@@ -157,27 +171,27 @@ class HostTree:
         return parent
 
     def path(self, node: int) -> list[Token]:
-        """Tokens from the root to the node's last."""
+        """Return the tokens from the root to the node's last."""
         parent = self.nodes[node].parent
         above = [] if parent is None else self.path(parent)
         return above + self.nodes[node].tokens
 
     def tokens(self) -> list[tuple[int, Token]]:
-        """Every token with its node."""
+        """Return every token with its node."""
         return [(x, token) for x, node in self.nodes.items() for token in node.tokens]
 
     def page_owners(self) -> dict[int, int]:
-        """The node that owns each page in use."""
+        """Return the node that owns each page in use."""
         owners: dict[int, int] = {}
         for node, token in self.tokens():
-            page, trunk = token.place[0], self.trunk(node)
+            page, trunk = token.slot[0], self.trunk(node)
             assert owners.setdefault(page, trunk) == trunk, (
                 f"page {page} has two owners"
             )
         return owners
 
     def pages_needed(self, rows: Iterable[int], page_size: int) -> int:
-        """Free pages that appending one token to each of `rows` takes.
+        """Return the free pages that appending one token to each row takes.
 
         Args:
             rows: nodes; one that gets several tokens is there as often.

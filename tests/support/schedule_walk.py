@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 
 
 def walk(schedule: Schedule, tiling: Tiling) -> Iterator[Piece]:
-    """The pieces of all workers, in the order in which they compute them."""
+    """Return the pieces of all workers, in the order in which they compute them."""
     fields = np.asarray(schedule.tile).tolist()
     tiles = [blocks_of(schedule, tiling, tile) for tile in range(len(fields))]
     for worker, row in enumerate(np.asarray(schedule.worker).tolist()):
@@ -51,7 +51,7 @@ def walk(schedule: Schedule, tiling: Tiling) -> Iterator[Piece]:
 
 
 def blocks_of(schedule: Schedule, tiling: Tiling, tile: int) -> list[Block]:
-    """A tile's blocks by position; those of one half each take turns."""
+    """Return a tile's blocks by position; those of one half each take turns."""
     per_block = tiling.block_tokens // tiling.unit_tokens
     row = np.asarray(schedule.tile)[tile].tolist()
     ends, counts = row[:4], row[4:]

@@ -69,7 +69,7 @@ def tiny_model() -> Llama:
 
 @functools.cache
 def tiny_engine() -> Engine:
-    """One engine for all tests: each must leave it as it found it."""
+    """Return one engine for all tests: each must leave it as it found it."""
     return Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY)
 
 
@@ -120,7 +120,7 @@ def _until_stop(tokens, logprobs, reason, stops) -> LoneSequence:
 
 @jax.jit
 def _decode(model, tokens, prompt_length, end, rows, stream, eos):
-    """[L] tokens and log-probabilities, and how many tokens there are."""
+    """Return [L] tokens and log-probabilities, and how many tokens there are."""
     places = jnp.arange(tokens.shape[0])
 
     def grow(state):
@@ -148,7 +148,7 @@ def _decode(model, tokens, prompt_length, end, rows, stream, eos):
 
 
 def path_logprobs(tokens: Sequence[int]) -> np.ndarray:
-    """[len(tokens), V] float64 log-probabilities of what follows each token."""
+    """Return [len(tokens), V] float64 log-probabilities of what follows each."""
     padded = np.zeros(CONFIG.context_length, np.int32)
     padded[: len(tokens)] = tokens
     logits = _dense_logits(tiny_model(), jnp.asarray(padded))[: len(tokens)]
@@ -158,7 +158,7 @@ def path_logprobs(tokens: Sequence[int]) -> np.ndarray:
 
 
 def dense_logits(model: Llama, tokens: jax.Array) -> jax.Array:
-    """[L, V] float32 logits of the tokens that follow each of [L] tokens."""
+    """Return [L, V] float32 logits of the tokens that follow each of [L] tokens."""
     positions = jnp.arange(tokens.shape[0])
     caches = (None,) * model.config.num_layers
     hidden, _ = model(tokens, positions, caches, _causal_attention)

@@ -8,7 +8,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 2e-2}
 
 
 def row_errors(actual: jax.Array | np.ndarray, expected: jax.Array | np.ndarray):
-    """[...] float64: norm of each last-axis row's error over the norm of the row."""
+    """Return [...] float64, norm of each last-axis row's error over the row's."""
     actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
     assert actual.shape == expected.shape
     size = np.linalg.norm(expected, axis=-1)

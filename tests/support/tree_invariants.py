@@ -1,4 +1,4 @@
-"""What must hold of a tree after every operation, checked against a host model."""
+"""A tree compared in full with a model on the host, or with another tree."""
 
 import jax
 import numpy as np
@@ -8,12 +8,19 @@ from tests.support.host_tree import HostTree
 
 
 def check(tree: Tree, model: HostTree) -> None:
-    """Assert that every array of a tree says what the model says."""
+    """Assert that a tree is sound and says what the model says."""
+    tree.check()
     tree = jax.device_get(tree)
-    _check_nodes(tree, model)
-    _check_depth_first_numbers(tree, model)
+    assert np.flatnonzero(tree.live).tolist() == sorted(model.nodes)
+    for node, expected in model.nodes.items():
+        parent = NO_NODE if expected.parent is None else expected.parent
+        assert tree.parent[node] == parent
+        assert tree.start[node] == model.start(node)
+        assert tree.storage[node] == model.trunk(node)
     _check_tokens(tree, model)
-    _check_pages(tree, model)
+    owners = model.page_owners()
+    owner = [owners.get(page, tree.num_nodes) for page in range(tree.num_pages)]
+    np.testing.assert_array_equal(tree.page_owner, owner)
 
 
 def assert_same(actual: Tree, expected: Tree) -> None:
@@ -23,40 +30,10 @@ def assert_same(actual: Tree, expected: Tree) -> None:
     )
 
 
-def _check_nodes(tree: Tree, model: HostTree) -> None:
-    for node in range(tree.num_nodes):
-        assert bool(tree.live[node]) == (node in model.nodes), f"node {node}"
-    for node, expected in model.nodes.items():
-        parent = NO_NODE if expected.parent is None else expected.parent
-        assert tree.parent[node] == parent
-        assert tree.start[node] == expected.start
-        assert tree.count[node] == len(expected.tokens)
-        assert tree.storage[node] == model.trunk(node)
-    free = [x for x in range(tree.num_nodes) if x not in model.nodes]
-    _check_stack(tree.free_nodes, tree.num_free_nodes, free)
-    for array, value in [
-        (tree.parent, NO_NODE),
-        (tree.first, tree.num_nodes),
-        (tree.end, tree.num_nodes),
-        (tree.count, 0),
-        (tree.storage, tree.num_nodes),
-    ]:
-        assert np.all(array[free] == value)
-
-
-def _check_depth_first_numbers(tree: Tree, model: HostTree) -> None:
-    """A node's interval holds the numbers of its subtree and no others."""
-    numbers = sorted(int(tree.first[node]) for node in model.nodes)
-    assert numbers == list(range(len(model.nodes)))
-    for node in model.nodes:
-        below = sorted(int(tree.first[each]) for each in model.subtree(node))
-        assert below == list(range(tree.first[node], tree.end[node]))
-
-
 def _check_tokens(tree: Tree, model: HostTree) -> None:
-    """Every token is in the slot it was put in, and nothing is in any other."""
+    """Assert that every token is in its slot, and nothing is in any other."""
     expected = {
-        token.place: (node, token.position, token.token)
+        token.slot: (node, token.position, token.token)
         for node, token in model.tokens()
     }
     assert len(expected) == len(model.tokens()), "two tokens share a slot"
@@ -73,20 +50,3 @@ def _check_tokens(tree: Tree, model: HostTree) -> None:
     for node in model.nodes:
         path = [token.position for token in model.path(node)]
         assert path == list(range(len(path))), f"positions on the path of {node}"
-
-
-def _check_pages(tree: Tree, model: HostTree) -> None:
-    """Live and free pages are the pool, and no page has two owners."""
-    owners = model.page_owners()
-    owner = [owners.get(page, tree.num_nodes) for page in range(tree.num_pages)]
-    np.testing.assert_array_equal(tree.page_owner, owner)
-    fill = np.zeros(tree.num_pages, int)
-    for _, token in model.tokens():
-        fill[token.place[0]] += 1
-    np.testing.assert_array_equal(tree.page_fill, fill)
-    free = [page for page in range(tree.num_pages) if page not in owners]
-    _check_stack(tree.free_pages, tree.num_free_pages, free)
-
-
-def _check_stack(stack, height, expected: list[int]) -> None:
-    assert sorted(stack[:height].tolist()) == expected

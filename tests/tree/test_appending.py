@@ -30,7 +30,7 @@ def children(tree, *parents, draft=False):
 
 
 def roots(count, page_size=4):
-    """A new forest of empty roots, and the roots."""
+    """Return a new forest of empty roots, and the roots."""
     tree = Tree.create(NODES, PAGES, page_size)
     return children(tree, *[NO_NODE] * count)
 
@@ -148,7 +148,7 @@ def test_tokens_of_drafts_lie_in_the_pages_of_their_trunk():
 
 
 def speculated(tip):
-    """A trunk T whose drafts, of one token each, were accepted down to a tip.
+    """Return a trunk T whose drafts, of one token each, were accepted down to a tip.
 
     slots before   T T A B   C D . .     drafts   A - C, B - D
 

@@ -27,7 +27,7 @@ def ints(values):
 
 
 def place_by_levels(tree: Tree, source, live, branches, draft, depth: int):
-    """As `branch_rows`: branches from what has a node already, again and again.
+    """Do what `branch_rows` does: branch from what has a node, again and again.
 
     The tokens of a level count while the next one branches.
     """
@@ -45,7 +45,7 @@ def place_by_levels(tree: Tree, source, live, branches, draft, depth: int):
 
 @st.composite
 def forests(draw) -> Tree:
-    """A few prompts and what was branched from them, drafts among it."""
+    """Draw a few prompts and what was branched from them, drafts among it."""
     tree, nodes = Tree.create(NODES, PAGES, PAGE_SIZE), []
     for _ in range(draw(st.integers(1, 3))):
         parent = st.sampled_from([NO_NODE, *nodes])
@@ -110,3 +110,18 @@ def test_nodes_for_all_rows_or_none(free):
         assert grown.start[node].tolist() == list(range(ROWS))
         assert grown.first[node].tolist() == list(range(1, ROWS + 1))
         assert storage.tolist() == [int(node[0])] * ROWS
+
+
+def test_the_example_of_the_module():
+    tree, [root, *_] = branch(
+        Tree.create(10, PAGES, PAGE_SIZE), ints([NO_NODE, 0]), np.array([True, False])
+    )
+    tree, _ = grow(tree, ints([root] * 3), ints([1, 2, 3]))
+    growth = Growth(ints([0, 10, 10, 11]), np.ones(4, bool), np.arange(4) > 0)
+    grown, node, storage = place(tree, growth, np.ones(4, bool), 3)
+    assert grown.first[node].tolist() == [1, 2, 4, 3]
+    assert (grown.end - grown.first)[node].tolist() == [4, 2, 1, 1]
+    assert grown.start[node].tolist() == [3, 4, 4, 5]
+    assert storage.tolist() == [int(node[0])] * 4
+    grown, _ = grow(grown, node, ints([4, 5, 6, 7]))
+    grown.check()

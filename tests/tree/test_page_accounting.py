@@ -17,7 +17,14 @@ from hypothesis.stateful import (
 
 from deft_jax.tree import branching, pruning
 from deft_jax.tree.appending import append
-from deft_jax.tree.state import NO_NODE, OUT_OF_NODES, OUT_OF_PAGES, Tree, replace
+from deft_jax.tree.state import (
+    NO_NODE,
+    OUT_OF_NODES,
+    OUT_OF_ORDER,
+    OUT_OF_PAGES,
+    Tree,
+    replace,
+)
 from tests.support.host_tree import HostTree
 from tests.support.tree_invariants import assert_same, check
 
@@ -29,7 +36,7 @@ traces: Counter = Counter()
 
 
 def compiled(operation):
-    """A jitted operation that counts its traces for each capacity."""
+    """Return a jitted operation that counts its traces for each capacity."""
 
     def counted(tree, *arguments):
         traces[operation, tree.parent.shape, tree.slot_node.shape] += 1
@@ -39,12 +46,16 @@ def compiled(operation):
 
 
 def any_of(nodes):
-    """A strategy for one of the nodes."""
+    """Return a strategy for one of the nodes."""
     return st.sampled_from(sorted(nodes))
 
 
+any_idle = "idle"
+"""Stands for a row that takes no part."""
+
+
 def up_to(most, nodes, key=None):
-    """A strategy for one node or several, all different under `key`."""
+    """Return a strategy for one node or several, all different under `key`."""
     key = key or (lambda node: node)
     return st.lists(any_of(nodes), min_size=1, max_size=most, unique_by=key)
 
@@ -64,7 +75,7 @@ class ForestMachine(RuleBasedStateMachine):
         prompts=st.lists(st.integers(0, 8), min_size=1, max_size=3),
     )
     def create(self, capacity, prompts):
-        """A forest of prompts, some of them empty yet."""
+        """Make a forest of prompts, some of them empty yet."""
         self.tree = Tree.create(*capacity)
         self.model = HostTree()
         self.token = count(1)
@@ -73,23 +84,23 @@ class ForestMachine(RuleBasedStateMachine):
         self._append([root for root, length in lengths for _ in range(length)])
 
     def is_not_empty(self):
-        """There is a node to do something with."""
+        """Return whether there is a node to do something with."""
         return bool(self.model.nodes)
 
     def has_grown(self):
-        """Pruning does not mostly leave nothing."""
+        """Return whether pruning mostly leaves something."""
         return len(self.model.nodes) > PRUNED
 
     def has_drafts(self):
-        """There is something to accept or to reject."""
+        """Return whether there is something to accept or to reject."""
         return bool(self.model.drafts())
 
     def has_free_nodes(self):
-        """One at least; a branch may want more."""
+        """Return whether one is free; a branch may want more."""
         return len(self.model.nodes) < self.tree.num_nodes
 
     def has_free_pages(self):
-        """One at least; an append may want more."""
+        """Return whether one is free; an append may want more."""
         return len(self.model.page_owners()) < self.tree.num_pages
 
     @precondition(has_free_nodes)
@@ -98,8 +109,9 @@ class ForestMachine(RuleBasedStateMachine):
         """Branches from several nodes at once; some rows take no part."""
         parent = any_of([NO_NODE, *self.model.nodes])
         row = st.tuples(parent, st.just(True), st.booleans())
-        anything = st.integers(NO_NODE, self.tree.num_nodes)
+        anything = st.integers(NO_NODE - 2, self.tree.num_nodes + 2)
         idle = st.tuples(anything, st.just(False), st.booleans())
+        idle |= st.tuples(any_of(self._idle()[1:]), st.just(True), st.booleans())
         rows = st.lists(row | row | idle, min_size=1, max_size=BRANCH_ROWS)
         self._branch(data.draw(rows, label="parent, mask, draft"))
 
@@ -110,10 +122,11 @@ class ForestMachine(RuleBasedStateMachine):
         before = self.tree
         self.tree, nodes = branch(before, parent.astype(np.int32), mask, draft)
         nodes = nodes.tolist()
+        mask &= [above == NO_NODE or above in self.model.nodes for above in parent]
         if mask.sum() > before.num_nodes - len(self.model.nodes):
             assert nodes == [before.num_nodes] * BRANCH_ROWS
             return self._refused(before, OUT_OF_NODES)
-        for node, (above, valid, is_draft) in zip(nodes, rows, strict=True):
+        for node, valid, (above, _, is_draft) in zip(nodes, mask, rows, strict=True):
             if valid:
                 self.model.branch(node, None if above < 0 else above, is_draft)
             else:
@@ -129,55 +142,83 @@ class ForestMachine(RuleBasedStateMachine):
     def _childless(self):
         return [x for x, node in self.model.nodes.items() if not node.children]
 
+    def _idle(self):
+        """Return NO_NODE and other numbers that are no live node."""
+        size = self.tree.num_nodes
+        dead = [x for x in range(size) if x not in self.model.nodes]
+        return [NO_NODE, -size - 1, size, size + 3, *dead]
+
     @precondition(is_not_empty)
     @precondition(has_free_pages)
     @rule(data=st.data(), interleave=st.booleans())
     def append(self, data, interleave):
-        """Append runs of tokens to several nodes, with idle rows between them."""
+        """Append runs of tokens to several nodes, with idle rows between them.
+
+        The nodes may lie below each other, as long as those below are empty.
+        """
+        nodes = [x for x in self.model.nodes if self.model.may_append([x])]
+        self._append_runs(data, [*nodes, any_idle], interleave)
+
+    @precondition(has_grown)
+    @precondition(has_free_pages)
+    @rule(data=st.data())
+    def append_anywhere(self, data):
+        """Append to any nodes; refused where there are tokens below them."""
+        self._append_runs(data, [*self.model.nodes], False)
+
+    def _append_runs(self, data, nodes, interleave):
+        """Append runs of tokens to some of the nodes."""
         size = self.tree.page_size
-        node = st.sampled_from([*self._childless(), self.tree.num_nodes])
+        node = st.sampled_from(nodes)
         length = st.sampled_from([1, 1, 2, 3, size - 1, size, size + 1, 2 * size])
         runs = data.draw(st.lists(st.tuples(node, length), min_size=1, max_size=5))
         rows = [(index, node) for node, length in runs for index in range(length)]
         if interleave:
             rows.sort(key=lambda row: row[0])
-        self._append([node for _, node in rows][:APPEND_ROWS])
+        idle = any_of(self._idle())
+        self._append(
+            [data.draw(idle) if node is any_idle else node for _, node in rows][
+                :APPEND_ROWS
+            ]
+        )
 
     def _append(self, nodes):
-        """Append a fresh token to each node; return false if pages ran out."""
+        """Append a fresh token to each node; return false if it is refused."""
         before, free = self.tree, self.tree.num_nodes
         rows = nodes + [free] * (APPEND_ROWS - len(nodes))
         tokens = [next(self.token) for _ in rows]
         self.tree, slots = grow(before, *np.array([rows, tokens], np.int32))
-        live = [node for node in rows if node < free]
+        live = [node for node in rows if node in self.model.nodes]
         needed = self.model.pages_needed(live, before.page_size)
-        fits = needed <= before.num_pages - len(self.model.page_owners())
-        if fits:
-            assert self.tree.num_free_pages == before.num_free_pages - needed
+        short = needed > before.num_pages - len(self.model.page_owners())
+        bits = OUT_OF_PAGES if short else 0
+        bits |= 0 if self.model.may_append(live) else OUT_OF_ORDER
+        if bits:
+            self._refused(before, bits)
         else:
-            self._refused(before, OUT_OF_PAGES)
-        self._record(rows if fits else [free] * APPEND_ROWS, tokens, slots)
-        return fits
+            assert self.tree.num_free_pages == before.num_free_pages - needed
+        self._record([] if bits else rows, tokens, slots)
+        return not bits
 
     def _record(self, rows, tokens, slots):
-        """Assert that each row has a slot or is idle, and tells the model."""
+        """Assert that each row has a slot or is idle, and tell the model."""
         columns = slots.node, slots.page, slots.slot, slots.position
-        places = np.stack(columns, axis=1).tolist()
+        found = np.stack(columns, axis=1).tolist()
+        live = [row for row, node in enumerate(rows) if node in self.model.nodes]
+        given = [(rows[x], tokens[x], (found[x][1], found[x][2])) for x in live]
+        positions = self.model.append(given)
+        for row, position in zip(live, positions, strict=True):
+            assert [found[row][0], found[row][3]] == [rows[row], position]
         idle = [self.tree.num_nodes, self.tree.num_pages, 0, 0]
-        for row, token, place in zip(rows, tokens, places, strict=True):
-            if row < self.tree.num_nodes:
-                node, page, slot, position = place
-                assert node == row
-                assert position == self.model.append(row, token, (page, slot))
-            else:
-                assert place == idle
+        for row in set(range(APPEND_ROWS)) - set(live):
+            assert found[row] == idle
 
     @precondition(is_not_empty)
     @precondition(has_free_nodes)
     @precondition(has_free_pages)
     @rule(data=st.data(), widths=st.lists(st.integers(1, 3), min_size=1, max_size=3))
     def draft(self, data, widths):
-        """Drafts a tree below a node, a level of one-token nodes at a time."""
+        """Draft a tree below a node, a level of one-token nodes at a time."""
         level = [data.draw(any_of(self._childless()), label="trunk")]
         for width in widths:
             parents = st.lists(any_of(level), min_size=width, max_size=width)
@@ -188,8 +229,7 @@ class ForestMachine(RuleBasedStateMachine):
     @precondition(has_drafts)
     @rule(data=st.data())
     def accept(self, data):
-        """Accept draft paths of several trunks at once, some of them empty; prunes in
-        the same pass or not."""
+        """Accept draft paths of several trunks at once, and prune with it or not."""
         drafted = {self.model.trunk(x) for x in self.model.drafts()}
         allowed = filter(self.model.may_accept, self.model.nodes)
         tips = [x for x in allowed if self.model.trunk(x) in drafted]
@@ -212,8 +252,7 @@ class ForestMachine(RuleBasedStateMachine):
     @precondition(has_grown)
     @rule(data=st.data())
     def prune(self, data):
-        """Prunes several nodes at once, which may lie below each other, and keeps
-        ancestors of some."""
+        """Prune several nodes, which may lie below each other; keep some ancestors."""
         doomed, keep = self._draw_doomed(data)
         self.tree = prune(self.tree, *self._marks(doomed, keep))
         self.model.prune(doomed, keep)
@@ -225,7 +264,7 @@ class ForestMachine(RuleBasedStateMachine):
         return doomed, keep
 
     def _marks(self, *nodes):
-        """[N] bool for each list of nodes."""
+        """Return [N] bool for each list of nodes."""
         return [np.isin(np.arange(self.tree.num_nodes), each) for each in nodes]
 
     @invariant()
@@ -236,7 +275,7 @@ class ForestMachine(RuleBasedStateMachine):
             assert self.tree.overflow == 0
 
     def teardown(self):
-        """Every operation was traced once for each capacity, whatever the tree."""
+        """Assert that every operation was traced once for each capacity."""
         assert set(traces.values()) <= {1}
 
 

@@ -53,15 +53,15 @@ def intervals(tree, nodes):
 
 
 def mask_of(*nodes):
-    """[N] bool, true for the nodes."""
+    """Return [N] bool, true for the nodes."""
     return jnp.zeros(NODES, bool).at[ints(nodes)].set(True)
 
 
 def paper_tree():
-    """The tree that the grouping is explained with, and its nodes.
+    r"""Return the tree that the grouping is explained with, and its nodes.
 
     A(3 tokens) - B(1)
-                \\ C(1) - D(1)
+                \ C(1) - D(1)
     """
     tree, [a] = branch(empty(), [NO_NODE])
     tree = grow(tree, a, a, a)
@@ -188,10 +188,10 @@ def test_freed_nodes_are_used_again():
 
 
 def draft_tree():
-    """A trunk of two tokens and drafts of one token each.
+    r"""Return a trunk of two tokens with drafts of one token each, and its nodes.
 
     T(2) - X - Y - Z
-         \\ W
+         \ W
     """
     tree, [trunk] = branch(empty(), [NO_NODE])
     tree = grow(tree, trunk, trunk)
@@ -279,8 +279,10 @@ def test_a_tip_below_a_rejected_draft_is_dropped_with_it(inner_first):
 
 
 def test_operations_run_inside_a_loop_and_a_condition():
-    """A loop adds a child and drops it again in every other round, until one page is
-    taken by the root and one by each child that stays."""
+    """A loop adds a child and drops it again in every other round.
+
+    In the end one page is taken by the root and one by each child that stays.
+    """
 
     def goes_on(carry):
         tree, _, turn = carry

@@ -34,11 +34,11 @@ by_shape = pytest.mark.parametrize(
 def test_a_level_tree_is_a_state_of_a_forest(nodes, tokens, drafts, page_size: int):
     tree, slots = level_tree(nodes, tokens, page_size, drafts=drafts)
     model = HostTree()
-    held = places(tree)
+    held = slots_by_node(tree)
     for node, parent in enumerate(even_parents(nodes)):
         model.branch(node, parent, drafts)
         for at in held[node]:
-            model.append(node, 0, at)
+            model.append([(node, 0, at)])
     tree_invariants.check(tree, model)
     assert [len(model.nodes[x].tokens) for x in model.nodes] == [
         each for n, each in zip(nodes, tokens, strict=True) for _ in range(n)
@@ -107,7 +107,7 @@ def test_cases_are_selected_by_number():
 
 
 def even_parents(nodes: tuple[int, ...]) -> list[int | None]:
-    """Parent of each node, level by level."""
+    """Return the parent of each node, level by level."""
     parents: list[int | None] = [None]
     for level in range(1, len(nodes)):
         begin, width = sum(nodes[: level - 1]), nodes[level - 1]
@@ -115,8 +115,8 @@ def even_parents(nodes: tuple[int, ...]) -> list[int | None]:
     return parents
 
 
-def places(tree: Tree) -> dict[int, list[tuple[int, int]]]:
-    """The (page, slot) of each node's tokens, by position."""
+def slots_by_node(tree: Tree) -> dict[int, list[tuple[int, int]]]:
+    """Return the (page, slot) of each node's tokens, by position."""
     held: dict[int, list] = {node: [] for node in range(tree.num_nodes)}
     position = np.asarray(tree.slot_position)
     for at, node in np.ndenumerate(np.asarray(tree.slot_node)):
@@ -126,10 +126,10 @@ def places(tree: Tree) -> dict[int, list[tuple[int, int]]]:
 
 
 def check_slots(slots: Slots, model: HostTree, leaves: list[int]) -> None:
-    """Each row is the last token of a leaf."""
+    """Assert that each row is the last token of a leaf."""
     rows = jax.device_get(slots)
     assert rows.node.tolist() == leaves
     for row, leaf in enumerate(leaves):
         last = model.nodes[leaf].tokens[-1]
-        assert (rows.page[row], rows.slot[row]) == last.place
+        assert (rows.page[row], rows.slot[row]) == last.slot
         assert rows.position[row] == last.position

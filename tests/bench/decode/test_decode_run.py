@@ -19,7 +19,7 @@ KERNELS = [("mosaic_gpu_kernel", 2.0), ("nvjet", 5.0), ("DeviceRadixSort", 0.5)]
 
 
 def record(call):
-    """Every step starts the same kernels."""
+    """Make up a step's kernels, the same for every step."""
     return KERNELS * int(call())
 
 

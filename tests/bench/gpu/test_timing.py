@@ -24,8 +24,10 @@ class Device:
         self.log.extend([("reduce", 100.0), ("reduce_rest", 50.0)])
 
     def call(self, *timings: Kernels):
-        """A call that starts the kernels of one of `timings` after the other, the
-        first ones twice: the timer warms up."""
+        """Return a call that starts the kernels of one of `timings` after the other.
+
+        The first ones are started twice: the timer warms up.
+        """
         state = iter((timings[0], *timings))
         return lambda: self.log.extend(next(state))
 

@@ -61,7 +61,7 @@ ACCEPTS = (1, 5, 3, 1, 1, 4, 2, 5, 2)
 
 
 def brief(template: DraftTemplate) -> DraftTemplate:
-    """The same draft tree in a short text."""
+    """Return the same draft tree in a short text."""
     return dataclasses.replace(template, prompt_tokens=PROMPT, accept_lengths=ACCEPTS)
 
 

@@ -73,7 +73,7 @@ group_jit = jax.jit(group)
 
 
 def check_walk(schedule: Schedule, tiling: Tiling, num_live: int) -> list[Piece]:
-    """What holds for any schedule; return its pieces."""
+    """Assert what holds for any schedule; return its pieces."""
     pieces = list(walk(schedule, tiling))
     check_coverage(schedule, tiling, pieces)
     check_slots(schedule, tiling, pieces)
@@ -99,7 +99,7 @@ def check_nodes(forest: Forest, tiling: Tiling, chunk_tokens: int | None) -> Sch
 
 
 def owners(forest: Forest, tiling: Tiling) -> list[int]:
-    """Of each unit, the first node in depth-first order that has a token there."""
+    """Return the first node in depth-first order with a token in each unit."""
     tree = jax.device_get(forest.tree)
     numbers = {tree.num_nodes: tree.num_nodes}
     numbers |= {node: int(first) for node, first in enumerate(tree.first)}
@@ -201,7 +201,7 @@ PAGES, PAGE_SIZE = 5, 16
 
 @st.composite
 def all_caches(draw: st.DrawFn, rows: int) -> Caches:
-    """Cach of any lengths, the first ranks being live."""
+    """Draw caches of any lengths, the first ranks being live."""
     most = PAGES * PAGE_SIZE
     lengths = draw(st.lists(st.integers(1, most), max_size=rows))
     lengths += [0] * (rows - len(lengths))
@@ -211,7 +211,7 @@ def all_caches(draw: st.DrawFn, rows: int) -> Caches:
 
 
 def empty_grouping(rows: int) -> Grouping:
-    """Of a tree whose pages are no concern of the caches'."""
+    """Return the grouping of a tree whose pages do not matter."""
     slots = jnp.zeros((3, PAGE_SIZE), jnp.int32)
     return group_arrays(slots, slots, slots, jnp.zeros(rows, jnp.int32), 0)
 
@@ -295,7 +295,7 @@ BRIEF = Plan(FEW, nodes=3, reach=3, tokens=(70, 5), seed=3)
 
 
 def two_rows(heads: Heads, workers: int) -> tuple[Case, Forest, Inputs, KernelSpec]:
-    """A case whose tiles hold one query, and the forest behind its arguments."""
+    """Return a case whose tiles hold one query, and the forest behind its arguments."""
     case = kernel_case(heads, FEW)
     forest = grow(BRIEF)
     args = inputs(case, forest, seed=1)
@@ -326,7 +326,7 @@ def test_caches_agree_with_the_oracle():
 
 
 def cached(case: Case, forest: Forest, args: Inputs):
-    """Each row's path in a cache of its own, and garbage everywhere else."""
+    """Return each row's path in a cache of its own, and garbage everywhere else."""
     size, rows = case.limits.page_size, case.limits.rows
     longest = max(map(len, forest.paths))
     pages = longest // size + 1

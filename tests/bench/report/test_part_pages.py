@@ -130,7 +130,7 @@ def test_steps_are_beside_the_pass_of_as_many_rows():
 
 
 def heights(ax: Axes) -> list[float]:
-    """Of the bars of a panel, from left to right."""
+    """Return the heights of a panel's bars, from left to right."""
     bars = [bar for bar in ax.patches if isinstance(bar, Rectangle)]
     return [bar.get_height() for bar in bars]
 

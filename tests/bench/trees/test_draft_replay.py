@@ -28,7 +28,7 @@ streamed: after 1, 5, 9 and 13 steps."""
 
 
 def brief(template: DraftTemplate) -> DraftTemplate:
-    """The same draft tree in a text that the dense model can read."""
+    """Return the same draft tree in a text that the dense model can read."""
     return dataclasses.replace(template, prompt_tokens=PROMPT, accept_lengths=ACCEPTS)
 
 
@@ -61,7 +61,7 @@ def replay(engine: Engine, template: DraftTemplate, **options):
 
 
 def paths_down(template: DraftTemplate, tokens) -> list[list[int]]:
-    """[T] of the tokens of a step from the trunk's down to each row's."""
+    """Return the tokens [T] of a step from the trunk's down to each row's."""
     paths = [[int(tokens[0])]]
     for row, parent in enumerate(template.parents[1:], 1):
         paths.append([*paths[parent], int(tokens[row])])
@@ -98,7 +98,7 @@ class Told:
 
 @pytest.fixture(scope="module")
 def told():
-    """By name, watched replays of all templates."""
+    """Return watched replays of all templates, by name."""
     watched = {}
     for template in TEMPLATES:
         engine = WatchedEngine(CAPACITY)

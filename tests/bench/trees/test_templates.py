@@ -1,5 +1,7 @@
-"""Templates: the workloads of the paper by their published numbers, and what they
-say of themselves against a plain simulation."""
+"""Templates: the paper's workloads by their published numbers.
+
+What they say of themselves is compared with a plain simulation.
+"""
 
 import random
 from collections import Counter
@@ -83,7 +85,7 @@ def simulate(tree: TreeTemplate):
 
 
 def path(tree: TreeTemplate, node: int):
-    """A node and all above it."""
+    """Return a node and all above it."""
     while node >= 0:
         yield node
         node = tree.parents[node]

@@ -50,7 +50,7 @@ def engine(size: Capacity) -> Engine:
 
 @pytest.fixture(scope="module")
 def shared() -> Engine:
-    """One engine for all trees."""
+    """Return one engine for all trees."""
     return engine(CAPACITY)
 
 
@@ -65,7 +65,7 @@ def replay(engine: Engine, template: TreeTemplate) -> GenerationTree:
 
 
 def assert_is(tree: GenerationTree, template: TreeTemplate) -> None:
-    """The tree has the template's nodes, in the order that the replay says."""
+    """Assert that the tree has the template's nodes, in the order of the replay."""
     nodes = TreeReplay(template).result_nodes()
     assert tree.notice is None
     assert sorted(nodes) == list(range(len(template.parents))) and nodes[0] == 0

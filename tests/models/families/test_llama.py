@@ -41,7 +41,7 @@ TOKENS = np.random.default_rng(3).integers(0, 256, 3 * CHUNK - 2)
 
 
 def shape(heads: int, kv_heads: int, head_dim: int, *, tied: bool) -> LlamaConfig:
-    """A tiny Llama whose H * D differs from its E of 96."""
+    """Return a tiny Llama whose H * D differs from its E of 96."""
     return dataclasses.replace(
         SHAPES["tiny"],
         hidden_size=96,

@@ -35,7 +35,7 @@ tokenizers = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKEN
 
 
 def bytes_stream():
-    """A detokenizer for which token `i` is the byte `i`."""
+    """Return a detokenizer for which token `i` is the byte `i`."""
     return Detokenizer(lambda token_id: bytes([token_id]))
 
 

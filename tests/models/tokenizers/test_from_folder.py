@@ -17,7 +17,7 @@ TEMPLATE = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
 
 @pytest.fixture(scope="module")
 def backend():
-    """A byte-level BPE trained on one line of text."""
+    """Return a byte-level BPE trained on one line of text."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -17,7 +17,7 @@ SENTENCEPIECE = Tokenizer.from_gguf(sentencepiece_metadata())
 
 
 def pieces(tokenizer, text):
-    """The bytes of each token of `text`, without BOS."""
+    """Return the bytes of each token of `text`, without BOS."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     return [tokenizer.token_bytes(token_id) for token_id in ids]
 

@@ -69,7 +69,7 @@ def _shim(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def interpret(case: Case, args: Inputs, num_workers: int):
-    """out and lse as numpy arrays; a race is an error."""
+    """Return out and lse as numpy arrays; a race is an error."""
     logits = AttentionSpec(case.heads.head_dim**-0.5, case.window, case.soft_cap)
     with races_raise():
         results = tree_attention_mosaic(
@@ -85,7 +85,7 @@ def interpret(case: Case, args: Inputs, num_workers: int):
 
 
 def expected_results(case: Case, args: Inputs):
-    """out and lse of the oracle in float32."""
+    """Return out and lse of the oracle in float32."""
     exact = (x.astype(jnp.float32) for x in (args.q, *args.clean))
     results = attend(*exact, args.grouping, **case.options, implementation="reference")
     return jax.device_get(results)

@@ -49,7 +49,7 @@ class Tokens:
 
     @classmethod
     def random(cls, heads: Heads, seed: int, dtype: str = "float32") -> "Tokens":
-        """Any ranges, empty and inverted ones too; the first query sees nothing."""
+        """Draw any ranges, empty and inverted too; the first query sees nothing."""
         rng = np.random.default_rng(seed)
 
         def normal(*shape):
@@ -70,13 +70,13 @@ class Tokens:
         )
 
     def arguments(self, dtype: str = "float32") -> list[jax.Array]:
-        """The arguments of the oracle, q, k and v in a dtype."""
+        """Return the arguments of the oracle, q, k and v in a dtype."""
         masks = (self.first, self.end, self.query_position, self.token_position)
         values = [jnp.asarray(x, dtype) for x in (self.q, self.k, self.v)]
         return [*values, *(jnp.asarray(x) for x in masks)]
 
     def seen_by(self, rank: int, window: int | None) -> list[int]:
-        """The tokens that a query sees."""
+        """Return the tokens that a query sees."""
         tokens = [t for t in range(NUM_TOKENS) if self.first[t] <= rank < self.end[t]]
         back = self.query_position[rank] - self.token_position
         return [t for t in tokens if window is None or back[t] < window]

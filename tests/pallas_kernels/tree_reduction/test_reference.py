@@ -22,14 +22,14 @@ merge = jax.jit(tree_reduction_reference)
 
 @jax.jit
 def attend(q, k, v, first, end):
-    """The oracle over one set of tokens."""
+    """Return the oracle over one set of tokens."""
     none = jnp.zeros(NUM_QUERIES, jnp.int32), jnp.zeros(NUM_TOKENS, jnp.int32)
     return grouped_partial_attention_reference(q, k, v, first, end, *none, scale=0.5)
 
 
 @jax.jit
 def attend_parts(q, k, v, first, end, part):
-    """The oracle over each part alone: the others' tokens have empty ranges."""
+    """Return the oracle over each part alone: the others' tokens have empty ranges."""
     parts = jnp.arange(NUM_PARTS)[:, None]
     ends = jnp.where(part[None] == parts, end[None], 0)
     return jax.vmap(attend, in_axes=(None, None, None, None, 0))(q, k, v, first, ends)

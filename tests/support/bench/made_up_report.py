@@ -17,7 +17,7 @@ NONE = ("peak_bytes", "ttft_ms")
 def made_up_run(
     workload: str, parameters: dict, method: str, tokens: int, width: int
 ) -> dict:
-    """A run whose times follow from few numbers, none of them real."""
+    """Return a run whose times follow from few numbers, none of them real."""
     passes, grouping_ms = METHODS[method]
     kv_bytes = tokens * 131072
     steps = parameters.get("steps", 111)
@@ -84,11 +84,11 @@ def made_up_report(
     prompts: tuple[int, ...] = (4000,),
     others: bool = True,
 ) -> dict:
-    """A whole report.
+    """Return a whole report.
 
     Args:
-        methods: of METHODS.
-        widths: of the few-shot trees.
+        methods: names out of METHODS.
+        widths: numbers of branches of the few-shot trees.
         prompts: their prompts' lengths.
         others: whether the other workloads are in it, and a run that failed.
     """

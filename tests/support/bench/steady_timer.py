@@ -8,8 +8,10 @@ REPEATS = 3
 
 
 def steady_timer(*kernels: tuple[str, float]) -> KernelTimer:
-    """A timer that finds the same kernels in all of REPEATS calls, and none in its
-    evictions; the calls are made."""
+    """Return a timer that finds the same kernels in all of REPEATS calls.
+
+    It finds none in its evictions. The calls are made.
+    """
 
     def evict():
         return jnp.zeros(())

@@ -53,7 +53,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def compile_for(capability: tuple[int, int], function, *args) -> str:
-    """The optimised program of a function of arrays of the shapes and dtypes of `args`.
+    """Return the optimised program of a function of arrays like those of `args`.
 
     It is compiled to machine code too.
     """
@@ -63,7 +63,7 @@ def compile_for(capability: tuple[int, int], function, *args) -> str:
 
 
 def compile_jitted(capability: tuple[int, int], jitted, *args, **static) -> str | None:
-    """`compile_for` of what `jax.jit` gives, with static arguments."""
+    """Return `compile_for` of what `jax.jit` gives, with static arguments."""
     major, minor = map(str, capability)
     # Without a device Mosaic GPU takes its target for Hopper.
     for module in (utils, core):

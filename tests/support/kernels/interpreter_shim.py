@@ -65,7 +65,7 @@ def run_scoped(body, *types, **options):
 
 
 def run_state(body):
-    """`body` as a function from an initial accumulator to its final value."""
+    """Return `body` as a function from the first accumulator to the last."""
 
     def run(accumulator: Accumulator):
         body(accumulator)
@@ -75,7 +75,7 @@ def run_state(body):
 
 
 def check_read(state, thread, clock, buffer_key, *args, **options):
-    """The detector's own check, of shared memory only."""
+    """Do the detector's own check, of shared memory only."""
     if buffer_key.memory_space_id != GLOBAL_MEMORY:
         _pallas_check_read(state, thread, clock, buffer_key, *args, **options)
 

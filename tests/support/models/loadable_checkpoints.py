@@ -45,7 +45,7 @@ def write_loadable_folder(
     num_shards: int = 1,
     rope_scaling: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A folder with tokenizer.json, and `rope_scaling` in its config.json."""
+    """Return a folder with tokenizer.json, and `rope_scaling` in its config.json."""
     write_folder(folder, config, weights, num_shards)
     path = folder / "config.json"
     values = json.loads(path.read_text()) | {"rope_scaling": rope_scaling}
@@ -67,7 +67,7 @@ def write_loadable_gguf(
     linear_factor: float | None = None,
     rope_factors: np.ndarray | None = None,
 ) -> Path:
-    """A GGUF file with a tokenizer, and RoPE scaled by a number or by a tensor."""
+    """Write a GGUF file with a tokenizer, and RoPE scaled by a number or a tensor."""
     writer = gguf_writer(path, config)
     writer.add_tokenizer_model("llama")
     writer.add_token_scores([0.0] * config.vocab_size)

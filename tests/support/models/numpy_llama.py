@@ -38,7 +38,7 @@ class NumpyLlama:
     head: str
 
     def logits(self, tokens: npt.ArrayLike) -> np.ndarray:
-        """[T, V] float64 logits of the tokens that follow each of T tokens."""
+        """Return [T, V] float64 logits of the tokens that follow each of T tokens."""
         x = self._weight("model.embed_tokens")[np.asarray(tokens)]
         for layer in range(self.num_layers):
             prefix = f"model.layers.{layer}."
@@ -86,7 +86,7 @@ class NumpyLlama:
 
 
 def read_folder(folder: Path) -> NumpyLlama:
-    """The network in a Hugging Face folder."""
+    """Return the network in a Hugging Face folder."""
     config = json.loads((folder / "config.json").read_text())
     weights: dict[str, np.ndarray] = {}
     for file in folder.glob("*.safetensors"):
@@ -104,7 +104,7 @@ def read_folder(folder: Path) -> NumpyLlama:
 
 
 def read_gguf(path: Path) -> NumpyLlama:
-    """The network in a GGUF file."""
+    """Return the network in a GGUF file."""
     reader = gguf.GGUFReader(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 
@@ -146,7 +146,7 @@ def _halves_apart(weight: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def plain_frequencies(theta: float, head_dim: int) -> np.ndarray:
-    """[D / 2] radians per position (Su et al., arXiv 2104.09864, section 3.4.3)."""
+    """Return [D / 2] radians per position (arXiv 2104.09864, section 3.4.3)."""
     return np.array([theta ** (-2 * i / head_dim) for i in range(head_dim // 2)])
 
 

@@ -9,7 +9,7 @@ BYTE_LEVEL_MERGES = ("h e", "l l", "he ll", "hell o", "1 2", "12 3", "123 4")
 
 
 def byte_level_metadata(**overrides: Any) -> dict[str, Any]:
-    """A byte-level BPE with all bytes, two control tokens and one user-defined.
+    """Return a byte-level BPE with all bytes, two control tokens and one user-defined.
 
     overrides: values by the part of the key behind `tokenizer.ggml.`.
     """
@@ -29,7 +29,7 @@ def byte_level_metadata(**overrides: Any) -> dict[str, Any]:
 
 
 def sentencepiece_metadata(**overrides: Any) -> dict[str, Any]:
-    """A SentencePiece BPE with all byte pieces; the first scores are the best.
+    """Return a SentencePiece BPE with all byte pieces; the first scores are the best.
 
     overrides: values by the part of the key behind `tokenizer.ggml.`.
     """

@@ -51,7 +51,7 @@ class BeamSearch(Example):
 
 
 def _pick(rows, taken, best, token):
-    """One request's next hypotheses, as many of its rows as are `taken`; [S] each.
+    """Return a request's next hypotheses, as many as rows are `taken`; [S] each.
 
     Returns:
         The row each takes (B for none), the row it continues, its token and its score.

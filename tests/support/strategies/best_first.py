@@ -59,11 +59,11 @@ class BestFirst(Example):
         return state, dataclasses.replace(plan, stop=stop)
 
     def note_offers(self, state, view: View, score):
-        """The likeliest continuations of the nodes that were just fed.
+        """Return the likeliest continuations of the nodes that were just fed.
 
         Args:
             state: the planner's.
-            view: of the last step.
+            view: what the last step left.
             score: [B, children] float32, of the offers of each row.
         """
         news = is_live(view) & (~is_fresh(view) | (view.stream == 0))
@@ -83,8 +83,12 @@ class BestFirst(Example):
         return state | noted | {"seats": seat(state["seats"], view)}
 
     def pick(self, state, view: View):
-        """The best offers of each request: [R * width] rows to take them (B for none),
-        their nodes, and which of a node's offers they are."""
+        """Return the best offers of each request.
+
+        Returns:
+            [R * width] rows to take them (B for none), their nodes, and which of a
+            node's offers they are.
+        """
 
         def pick(request, rows):
             own = view.tree.live & (state["request"] == request)
@@ -99,7 +103,7 @@ class BestFirst(Example):
         return row.ravel(), node, nth
 
     def take(self, state, view: View, row, node, nth) -> Plan:
-        """Every picked offer becomes a child of its node."""
+        """Make every picked offer a child of its node."""
         num_rows = view.node.shape[0]
         token, request = state["token"][node, nth], state["request"][node]
         generated = state["generated"][node] + 1

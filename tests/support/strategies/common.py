@@ -27,17 +27,17 @@ class Example:
 
 
 def is_live(view: View) -> jax.Array:
-    """[B] bool, rows that hold a token."""
+    """Return [B] bool, true for rows that hold a token."""
     return view.node < view.tree.num_nodes
 
 
 def is_fresh(view: View) -> jax.Array:
-    """[B] bool, rows at the root of a prompt that was just read."""
+    """Return [B] bool, true for rows at the root of a prompt just read."""
     return is_live(view) & (view.generated == 0)
 
 
 def seat(seats: jax.Array, view: View) -> jax.Array:
-    """[R, S] int32: rows of each request slot, noted while they are fresh."""
+    """Return [R, S] int32, rows of each request slot, noted while fresh."""
     request = jnp.where(is_fresh(view), view.request, seats.shape[0])
     place = view.stream.astype(jnp.int32)
     rows = jnp.arange(view.node.shape[0], dtype=jnp.int32)
@@ -45,5 +45,5 @@ def seat(seats: jax.Array, view: View) -> jax.Array:
 
 
 def put(default: jax.Array, row: jax.Array, value: jax.Array) -> jax.Array:
-    """`default` [B] with values [...] at rows [...]; row B is dropped."""
+    """Return `default` [B] with values [...] at rows [...]; row B is dropped."""
     return default.at[row].set(value.astype(default.dtype), mode="drop")

@@ -57,7 +57,7 @@ class PromptLookup(Example):
         return (seats, put(drafted, row[:, 1:], drafts)), plan
 
     def _judge(self, rows, drafted, view: View):
-        """Which drafts of a request are what its own samples say.
+        """Return which drafts of a request are what its own samples say.
 
         Returns:
             The row of the last right token, and the log-probabilities of the drafts.
@@ -74,7 +74,7 @@ class PromptLookup(Example):
         return tip, view.logprob[above].ravel()
 
     def _draft(self, tip, view: View):
-        """[paths * depth] tokens to draft after the tip's next one; -1 for none."""
+        """Return [paths * depth] tokens to draft after the tip's next; -1 for none."""
         token, length = _path_tokens(view, tip)
         token = token.at[length].set(view.token[tip])
         place = jnp.arange(token.shape[0])
@@ -85,10 +85,10 @@ class PromptLookup(Example):
         return jnp.where(there, token[wanted], -1).ravel()
 
     def _write(self, view: View, row, tip, drafts) -> Plan:
-        """The trunk takes the tip's sample, the draft rows follow it.
+        """Give the tip's sample to the trunk and the drafts to the rows behind it.
 
         Args:
-            view: of the last step.
+            view: what the last step left.
             row: [R, S] int32, seats, B for request slots out of use.
             tip: [R] int32, row of the last accepted token.
             drafts: [R, S - 1] int32.
@@ -123,7 +123,7 @@ class PromptLookup(Example):
 
 
 def _path_tokens(view: View, row):
-    """[M * P] tokens of the path down to a row's node, by position, and their number.
+    """Return [M * P] tokens on the path of a row, by position, and their number.
 
     A node is on the path if the row's node is in its subtree.
     """

@@ -23,8 +23,11 @@ class RandomGrowth(BestFirst):
     steps: int
 
     def init(self, capacity: Capacity):
-        """Add, per node, whether it ever branched and whether the last plan kept it;
-        the age of each request; and a count of kept nodes that were gone."""
+        """Return what the planner remembers.
+
+        Per node whether it ever branched and whether the last plan kept it, the age of
+        each request, and a count of kept nodes that were gone.
+        """
         no = jnp.zeros(capacity.nodes, bool)
         return super().init(capacity) | {
             "branched": no,
@@ -54,7 +57,7 @@ class RandomGrowth(BestFirst):
         return self._note_branches(state, view.tree, plan), plan
 
     def _age(self, state, view: View):
-        """One step older; nodes that were just made have never branched."""
+        """Return the state one step older; new nodes have never branched."""
         fresh = jnp.where(is_fresh(view), view.request, view.roots.shape[0])
         gone = state["kept"] & ~view.tree.live
         return state | {
@@ -70,7 +73,7 @@ class RandomGrowth(BestFirst):
         return state | {"branched": branched, "kept": plan.keep}
 
     def _keep(self, state, tree: Tree, plan: Plan):
-        """[N] bool: nodes with open offers, of requests that go on."""
+        """Return [N] bool, nodes with open offers of requests that go on."""
         num_requests = plan.stop.shape[0]
         stops = plan.stop[jnp.minimum(plan.request, num_requests - 1)]
         runs = _is_used(plan) & (plan.finish == RUNNING) & ~stops
@@ -86,17 +89,17 @@ class RandomGrowth(BestFirst):
 
 
 def _is_used(plan: Plan):
-    """[B] bool: rows that are not idle."""
+    """Return [B] bool, true for rows that are not idle."""
     return plan.source >= 0
 
 
 def _is_below(tree: Tree, first):
-    """[N, K] bool: depth-first number `first[k]` is in the subtree of node `n`."""
+    """Return [N, K] bool, true where number `first[k]` is below node `n`."""
     return (tree.first[:, None] <= first[None]) & (first[None] < tree.end[:, None])
 
 
 def _may_grow(tree: Tree, plan: Plan, branched):
-    """[B] bool: rows that alone continue a node that never branched, no prompt."""
+    """Return [B] bool, rows that alone continue a node that never branched."""
     node = jnp.maximum(plan.source, 0)
     picks = jnp.zeros(tree.num_nodes, jnp.int32)
     picks = picks.at[node].add(jnp.where(_is_used(plan), 1, 0))
@@ -104,7 +107,7 @@ def _may_grow(tree: Tree, plan: Plan, branched):
 
 
 def _victims(key, tree: Tree, plan: Plan):
-    """[N] bool: random nodes, but no prompts and no ancestors of what is continued."""
+    """Return [N] bool, random nodes, but no prompts and nothing above a row."""
     first = tree.first[jnp.maximum(plan.source, 0)]
     needed = jnp.any(_is_below(tree, first) & _is_used(plan)[None], axis=1)
     chosen = jax.random.bernoulli(key, 0.1, tree.parent.shape)

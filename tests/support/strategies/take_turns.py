@@ -26,7 +26,7 @@ class TakeTurns(Example):
         return BestOfN(self.n).nodes
 
     def init(self, capacity: Capacity):
-        """The plan of `continue_all` for each row, not carried out yet."""
+        """Return the plan of `continue_all` for each row, not carried out yet."""
         rest = jnp.zeros(capacity.rows, jnp.int32)
         return {
             "source": rest + NO_NODE,
@@ -55,7 +55,7 @@ class TakeTurns(Example):
         return state | {"source": later}, plan
 
     def _has_turn(self, state, rests):
-        """[B] bool: the first of each request's running rows, and all that end.
+        """Return [B] bool, the first running row of each request, and all that end.
 
         A request without a running row would end, so that rows that end go alongside.
         """
