@@ -76,7 +76,7 @@ def test_chat_ids_hold_special_tokens(smollm2):
 def test_properties_come_from_the_checkpoint(smollm2):
     assert smollm2.vocab_size == VOCAB_SIZE
     assert smollm2.bos_token_id == 1
-    assert smollm2.eos_token_ids == (2,)
+    assert smollm2.eos_token_ids == (2, 0)
     assert smollm2.special_token_ids == frozenset(range(17))
 
 
