@@ -71,6 +71,11 @@ class Tokenizer:
         """Tokens that steer the model and are no text."""
         return self._special
 
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Name of each special token, as `<|im_end|>`, to its id."""
+        return {self._added[i].content: i for i in sorted(self._special)}
+
     def encode(
         self,
         text: str,
@@ -200,7 +205,7 @@ class Tokenizer:
         return detokenizer
 
     def _piece(self, token_id: int | None) -> str | None:
-        if token_id is None or token_id < 0:
+        if token_id is None or not 0 <= token_id < 2**32:
             return None
         return self._backend.id_to_token(int(token_id))
 

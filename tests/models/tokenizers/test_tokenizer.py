@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deft_jax.engine.host_tree import Record
 from deft_jax.errors import DeftError
 from deft_jax.models.checkpoints.gguf_file import GGUFFile
 from deft_jax.models.tokenizers.from_gguf import read_gguf_tokenizer
@@ -84,6 +85,33 @@ def test_properties_come_from_the_checkpoint(smollm2):
 @settings(deadline=None)
 def test_decode_undoes_encode(smollm2, text):
     assert smollm2.decode(smollm2.encode(text)) == text
+
+
+def test_special_tokens_have_names(smollm2):
+    assert smollm2.special_tokens["<|im_end|>"] == 2
+    assert set(smollm2.special_tokens.values()) == smollm2.special_token_ids
+
+
+def test_a_special_token_ends_a_branch_as_a_stop_string(smollm2):
+    record = Record(0, [504], "The", smollm2, ("<|im_start|>", " end<|im_end|>"))
+    ids = smollm2.encode(" cat") + smollm2.encode(" end")
+    one, other = record.branch(0), record.branch(0)
+    for token in [*ids, 5, 1]:
+        record.grow(one, token, 0.0, None)
+    for token in [*ids, 2]:
+        record.grow(other, token, 0.0, None)
+    nodes = {node.id: node for node in record.nodes()}
+    assert (nodes[one].text, nodes[one].finish_reason) == (" cat end", "stop")
+    assert (nodes[other].text, nodes[other].finish_reason) == (" cat", "stop")
+
+
+@pytest.mark.parametrize("declared", [0, 17, None, 10**9])
+@pytest.mark.filterwarnings("ignore:tokenizer.ggml.eos_token_id")
+def test_turns_end_whatever_the_file_declares(metadata, declared):
+    edited = metadata | {"tokenizer.ggml.eos_token_id": declared}
+    ends = Tokenizer.from_gguf(edited).eos_token_ids
+    assert 2 in ends
+    assert declared not in range(VOCAB_SIZE) or ends[0] == declared
 
 
 @given(text=texts_with_specials)
