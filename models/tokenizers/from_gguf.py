@@ -72,6 +72,17 @@ def read_gguf_tokenizer(metadata: Mapping[str, Any]) -> TokenizerParts:
     )
 
 
+def read_sentencepiece_backend(vocabulary: GGUFVocabulary) -> Tokenizer:
+    """Return the tokenizer of a SentencePiece vocabulary, without ends and chats.
+
+    Raises:
+        DeftError: the scores are missing or do not fit the tokens.
+    """
+    backend = _sentencepiece(vocabulary)
+    _add_tokens(backend, vocabulary, set())
+    return backend
+
+
 def _ids(
     vocabulary: GGUFVocabulary, names: list[str], default: int | None
 ) -> list[int]:

@@ -156,8 +156,9 @@ class Tokenizer:
             DeftError: there is no template, it is broken, or it refuses the messages.
         """
         eos = self.eos_token_ids[0] if self.eos_token_ids else None
+        parts = self._parts
         return render_chat_template(
-            self._parts.chat_template,
+            (parts.tool_template if tools else None) or parts.chat_template,
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
