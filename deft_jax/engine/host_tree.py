@@ -9,7 +9,11 @@ from deft_jax.results.tree_node import ROOT, FinishReason, TokenEvent, TreeNode
 
 
 class Tokenizer(Protocol):
-    """What the engine asks of a tokenizer, such as one that `deft_jax.models` loads."""
+    """What the engine asks of a tokenizer, such as one that `deft_jax.models` loads.
+
+    A tokenizer may also have `special_tokens`, the id of each token without text by its
+    name; then stop strings may name these tokens.
+    """
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
@@ -39,7 +43,7 @@ class Branch:
         """Add a token; return the text that is now certain."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        text = self.stops.push(self.text_stream.push(token))
+        text = self.stops.push(self.text_stream.push(token), token)
         if self.stops.stop_at is not None:
             self.finish_reason = "stop"
         self.text += text
@@ -74,7 +78,8 @@ class Record:
         stop: tuple[str, ...],
     ):
         self.request = request
-        root = Branch(ROOT, None, tokenizer.stream(prompt), StopMatcher(stop))
+        special = getattr(tokenizer, "special_tokens", None)
+        root = Branch(ROOT, None, tokenizer.stream(prompt), StopMatcher(stop, special))
         root.tokens, root.text = list(prompt), prompt_text
         self.branches = {ROOT: root}
         self._next_id = ROOT + 1

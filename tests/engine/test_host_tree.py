@@ -176,3 +176,14 @@ def test_close_forgets_drafts_that_were_not_judged():
     record.close("interrupted")
     assert [node.id for node in record.nodes()] == [ROOT, trunk]
     assert record.nodes()[1].finish_reason == "interrupted"
+
+
+def test_a_special_token_as_a_stop_string_ends_the_branch():
+    class Special(PieceTokenizer):
+        special_tokens = {"<|end|>": EOS[1]}
+
+    record = Record(0, [7], "", Special(), ("<|end|>",))
+    child = record.branch(ROOT)
+    assert grow(record, child, AB, EOS[1])[-1].finish_reason == "stop"
+    assert text(record, child) == "ab"
+    assert record.grow(child, AB, -1.0, None) is None

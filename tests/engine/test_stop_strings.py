@@ -78,3 +78,46 @@ def test_without_stops_everything_is_shown():
 def test_empty_stop_is_refused():
     with pytest.raises(DeftError, match=r"at least 1 character, got \['a', ''\]"):
         StopMatcher(("a", ""))
+
+
+SPECIAL = {"<|end|>": 7, "<|end|>s": 8, "<|user|>": 9}
+
+
+def watch(stops, *pushes):
+    """Push pairs of text and token; return the text shown and the stop's position."""
+    matcher = StopMatcher(stops, SPECIAL)
+    shown = "".join(matcher.push(text, token) for text, token in pushes)
+    return shown, matcher.stop_at
+
+
+def test_a_special_token_is_a_stop_string():
+    assert watch(("<|end|>",), ("ab", 1), ("", 7), ("c", 2)) == ("ab", 2)
+    assert watch(("<|end|>",), ("ab", 1), ("", 9), ("c", 2)) == ("abc", None)
+
+
+def test_text_that_spells_a_special_token_is_a_stop_string_too():
+    assert watch(("<|end|>",), ("ab<|e", 1), ("nd|>c", 2)) == ("ab", 2)
+
+
+def test_a_stop_string_may_mix_text_and_special_tokens():
+    stop = ("\n<|user|>b",)
+    assert watch(stop, ("a\n", 1), ("", 9), ("bc", 2)) == ("a", 1)
+    assert watch(stop, ("a\n", 1), ("bc", 2)) == ("a\nbc", None)
+    assert watch(stop, ("a\n", 1), ("", 9), ("c", 2)) == ("a\nc", None)
+
+
+def test_the_longest_special_token_is_meant():
+    assert watch(("<|end|>s",), ("a", 1), ("", 8)) == ("a", 1)
+    assert watch(("<|end|>s",), ("a", 1), ("", 7), ("b", 2)) == ("ab", None)
+
+
+def test_positions_do_not_count_special_tokens():
+    stops = ("<|end|>", "<|user|><|user|>")
+    assert watch(stops, ("a", 1), ("", 9), ("b", 2), ("", 7)) == ("ab", 2)
+
+
+def test_copies_know_the_special_tokens():
+    matcher = StopMatcher(("<|end|>",), SPECIAL)
+    twin = matcher.copy()
+    assert (twin.push("a", 1), twin.push("", 7), twin.stop_at) == ("a", "", 1)
+    assert matcher.push("b", 1) == "b" and matcher.stop_at is None

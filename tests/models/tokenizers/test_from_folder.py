@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
@@ -54,7 +56,7 @@ def test_tokenizer_json_alone_is_enough(write):
     assert len(ids) < len(TEXT)
     assert tokenizer.decode(ids) == TEXT
     assert tokenizer.bos_token_id is None
-    assert tokenizer.eos_token_ids == ()
+    assert tokenizer.eos_token_ids == (EOS,)
     assert tokenizer.special_token_ids == {BOS, EOS, END_OF_TURN}
 
 
@@ -76,6 +78,23 @@ def test_generation_config_adds_ends(write):
     tokenizer = Tokenizer.from_folder(path)
     assert tokenizer.eos_token_ids == (END_OF_TURN, EOS)
     assert tokenizer.bos_token_id == BOS
+
+
+def test_special_tokens_known_to_end_a_turn_are_ends(write, backend):
+    backend = copy_of(backend)
+    backend.add_special_tokens(["<|im_end|>", "<|eot_id|>"])
+    path = write(backend, tokenizer_config={"eos_token": "<turn>"})
+    ends = [backend.token_to_id(name) for name in ("<|im_end|>", "<|eot_id|>")]
+    assert Tokenizer.from_folder(path).eos_token_ids == (END_OF_TURN, *ends, EOS)
+
+
+@pytest.mark.parametrize("value", [2**40, -1, "1", 1.5, True, {"a": 1}, [10**9]])
+@pytest.mark.parametrize("file", ["config", "generation_config"])
+def test_ids_outside_the_vocabulary_are_ignored_with_a_warning(write, file, value):
+    path = write(**{file: {"eos_token_id": value, "bos_token_id": BOS}})
+    with pytest.warns(UserWarning, match="eos_token_id: expected a token id from 0 to"):
+        tokenizer = Tokenizer.from_folder(path)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_ids) == (BOS, (EOS,))
 
 
 def test_a_null_bos_is_no_bos(write):
@@ -120,10 +139,103 @@ def test_chat_template_as_text_or_as_named_list(write, declared):
     assert (ids[0], ids[-1]) == (BOS, EOS)
 
 
+def test_chats_take_tools_and_template_arguments(write):
+    template = "{{ tools[0].name }}{% if thinking %}</s>{% endif %}"
+    tokenizer = Tokenizer.from_folder(
+        write(tokenizer_config={"chat_template": template, "eos_token": "</s>"})
+    )
+    tools = [{"name": "cat"}]
+    plain = tokenizer.encode("cat")
+    assert tokenizer.encode_chat(MESSAGES, tools=tools) == plain
+    thinking = tokenizer.encode_chat(
+        MESSAGES, tools=tools, template_args={"thinking": True}
+    )
+    assert thinking == [*plain, EOS]
+
+
 def test_chat_template_in_a_file_of_its_own_comes_first(write):
     path = write(tokenizer_config={"chat_template": "-"})
     (path / "chat_template.jinja").write_text("{{ messages[0].role }}:")
     assert Tokenizer.from_folder(path).apply_chat_template(MESSAGES) == "user:"
+
+
+def test_chats_with_tools_take_the_template_for_tools(write):
+    named = [{"name": n, "template": n} for n in ("default", "tool_use", "rag")]
+    tokenizer = Tokenizer.from_folder(write(tokenizer_config={"chat_template": named}))
+    assert tokenizer.apply_chat_template(MESSAGES) == "default"
+    assert tokenizer.apply_chat_template(MESSAGES, tools=[{}]) == "tool_use"
+
+
+@pytest.mark.parametrize("declared", [7, True, ["a"], [{"name": 1}], {"a": 7}, [[]]])
+def test_chat_template_of_the_wrong_type(write, declared):
+    path = write(tokenizer_config={"chat_template": declared})
+    with pytest.raises(DeftError, match="expected .*chat_template to be") as caught:
+        Tokenizer.from_folder(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_chat_template_that_is_not_utf8(write):
+    path = write()
+    (path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(DeftError, match=r"cannot read .*chat_template.jinja as UTF-8"):
+        Tokenizer.from_folder(path)
+
+
+FULL_CONFIG = {
+    "bos_token": {"content": "<s>", "lstrip": False, "special": True},
+    "eos_token": "</s>",
+    "add_bos_token": True,
+    "chat_template": [{"name": "default", "template": "{{ messages[0].content }}"}],
+    "added_tokens_decoder": {"0": {"content": "<s>", "special": True}},
+}
+FULL_GENERATION = {"bos_token_id": 0, "eos_token_id": [1, 2]}
+odd_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["content", "name", "template"]), inner)
+    ),
+    max_leaves=5,
+)
+
+
+def replaced(draw, value):
+    """Replace one value somewhere in a JSON value."""
+    if isinstance(value, dict | list) and value and draw(st.booleans()):
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = draw(st.sampled_from(keys))
+        copy = value.copy()
+        copy[key] = replaced(draw, value[key])
+        return copy
+    return draw(odd_values)
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@pytest.mark.filterwarnings("ignore:.*expected a token id")
+def test_any_type_anywhere_works_or_is_refused_in_one_line(write, data):
+    path = write(
+        tokenizer_config=replaced(data.draw, FULL_CONFIG),
+        generation_config=replaced(data.draw, FULL_GENERATION),
+    )
+    try:
+        tokenizer = Tokenizer.from_folder(path)
+        assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+        tokenizer.apply_chat_template(MESSAGES)
+    except DeftError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
+@pytest.mark.parametrize("bracket", ["[", '{"a":'])
+def test_deeply_nested_json(write, name, bracket):
+    path = write()
+    (path / name).write_text(bracket * 200_000)
+    with pytest.raises(DeftError, match=name) as caught:
+        Tokenizer.from_folder(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_no_default_among_named_templates(write):

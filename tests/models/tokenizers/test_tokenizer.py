@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deft_jax.engine.host_tree import Record
 from deft_jax.errors import DeftError
 from deft_jax.models.checkpoints.gguf_file import GGUFFile
 from deft_jax.models.tokenizers.from_gguf import read_gguf_tokenizer
@@ -76,7 +77,7 @@ def test_chat_ids_hold_special_tokens(smollm2):
 def test_properties_come_from_the_checkpoint(smollm2):
     assert smollm2.vocab_size == VOCAB_SIZE
     assert smollm2.bos_token_id == 1
-    assert smollm2.eos_token_ids == (2,)
+    assert smollm2.eos_token_ids == (2, 0)
     assert smollm2.special_token_ids == frozenset(range(17))
 
 
@@ -86,12 +87,46 @@ def test_decode_undoes_encode(smollm2, text):
     assert smollm2.decode(smollm2.encode(text)) == text
 
 
+def test_special_tokens_have_names(smollm2):
+    assert smollm2.special_tokens["<|im_end|>"] == 2
+    assert set(smollm2.special_tokens.values()) == smollm2.special_token_ids
+
+
+def test_a_special_token_ends_a_branch_as_a_stop_string(smollm2):
+    record = Record(0, [504], "The", smollm2, ("<|im_start|>", " end<|im_end|>"))
+    ids = smollm2.encode(" cat") + smollm2.encode(" end")
+    one, other = record.branch(0), record.branch(0)
+    for token in [*ids, 5, 1]:
+        record.grow(one, token, 0.0, None)
+    for token in [*ids, 2]:
+        record.grow(other, token, 0.0, None)
+    nodes = {node.id: node for node in record.nodes()}
+    assert (nodes[one].text, nodes[one].finish_reason) == (" cat end", "stop")
+    assert (nodes[other].text, nodes[other].finish_reason) == (" cat", "stop")
+
+
+@pytest.mark.parametrize("declared", [0, 17, None, 10**9])
+@pytest.mark.filterwarnings("ignore:tokenizer.ggml.eos_token_id")
+def test_turns_end_whatever_the_file_declares(metadata, declared):
+    edited = metadata | {"tokenizer.ggml.eos_token_id": declared}
+    ends = Tokenizer.from_gguf(edited).eos_token_ids
+    assert 2 in ends
+    assert declared not in range(VOCAB_SIZE) or ends[0] == declared
+
+
 @given(text=texts_with_specials)
 @settings(deadline=None)
 def test_special_tokens_in_a_plain_prompt_are_text(smollm2, text):
     ids = smollm2.encode(text)
     assert smollm2.special_token_ids.isdisjoint(ids)
     assert smollm2.decode(ids) == text
+
+
+def test_control_tokens_are_text_unless_parsed(smollm2):
+    text = "x<|im_end|>y"
+    x, y = (smollm2.encode(letter)[0] for letter in "xy")
+    assert smollm2.encode(text, parse_special=True) == [x, 2, y]
+    assert 2 not in smollm2.encode(text)
 
 
 @given(text=texts_with_specials)
