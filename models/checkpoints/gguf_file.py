@@ -13,23 +13,27 @@ from deft_jax.errors import DeftError
 
 
 class GGUFFile(gguf.GGUFReader):
-    """`gguf.GGUFReader` that decodes an array of metadata in one pass.
+    """A `gguf.GGUFReader` that decodes an array of metadata in one pass.
 
     The package makes two numpy views for every string; a vocabulary has 100,000 of
     them, which is 2 seconds at every start. It also reads past the end of a file that
     was cut short; here that is an error.
 
-    metadata: key to number, text or list of them
-    tensors_by_name: GGUF name to the tensor, its bytes memory-mapped
-
-    Raises:
-        DeftError: the file cannot be read, is no GGUF file, or is damaged.
+    Attributes:
+        path: the file.
+        metadata: key to number, text or list of them.
+        tensors_by_name: GGUF name to the tensor, its bytes memory-mapped.
     """
 
     metadata: dict[str, object]
     tensors_by_name: dict[str, ReaderTensor]
 
     def __init__(self, path: Path) -> None:
+        """Open a file and read its metadata.
+
+        Raises:
+            DeftError: the file cannot be read, is no GGUF file, or is damaged.
+        """
         self.path = path
         _check_start(path)
         try:
