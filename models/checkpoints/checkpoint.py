@@ -137,8 +137,8 @@ def _downloaded_folder(hub_id: str) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES)
     except Exception as error:  # The HTTP library differs between hub releases.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DeftError(
-            f"{hub_id}: no such folder, and the Hugging Face hub failed: {reason[0]}"
+            f"{hub_id}: no such folder, and the Hugging Face hub failed: {lines[0]}"
         ) from error
     return Path(folder)

@@ -11,6 +11,8 @@ from gguf.gguf_reader import ReaderField, ReaderTensor
 
 from deft_jax.errors import DeftError
 
+from ..config.fields import reason
+
 
 class GGUFFile(gguf.GGUFReader):
     """A `gguf.GGUFReader` that decodes an array of metadata in one pass.
@@ -42,7 +44,9 @@ class GGUFFile(gguf.GGUFReader):
         except DeftError:
             raise
         except (ValueError, LookupError, OverflowError) as error:
-            raise DeftError(f"{path}: damaged or unknown GGUF: {error}") from error
+            raise DeftError(
+                f"{path}: damaged or unknown GGUF: {reason(error)}"
+            ) from error
         self.tensors_by_name = {tensor.name: tensor for tensor in self.tensors}
 
     def _get(

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from deft_jax.errors import DeftError
 
 from ..config.config import LlamaConfig, checked_token_ids
-from ..config.fields import Fields, read_json, shown
+from ..config.fields import Fields, read_json, reason, shown
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -152,9 +152,9 @@ def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="numpy")
     except OSError as error:
-        raise DeftError(f"{path}: cannot be read: {error}") from error
+        raise DeftError(f"{path}: cannot be read: {reason(error)}") from error
     except SafetensorError as error:
-        raise DeftError(f"{path}: damaged: {_damage(path) or error}") from error
+        raise DeftError(f"{path}: damaged: {_damage(path) or reason(error)}") from error
 
 
 def _damage(path: Path) -> str | None:

@@ -82,7 +82,8 @@ def read_weights(
 
     def place(name: str) -> tuple[jax.Array, str | None]:
         weight = _aligned_empty(shapes[name], dtype)
-        bad = _fill(weight, config, name, read)
+        with np.errstate(over="ignore", invalid="ignore"):
+            bad = _fill(weight, config, name, read)
         return jax.device_put(weight, may_alias=True).block_until_ready(), bad
 
     # The largest first: while it is read there is the least besides it.

@@ -125,6 +125,11 @@ def shown(value: object) -> str:
     return _short(str(value) if plain else repr(value))
 
 
+def reason(error: Exception) -> str:
+    """Return a library's message as one line of bounded length."""
+    return " ".join(str(error).split())[:300]
+
+
 def _short(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
