@@ -1,6 +1,7 @@
 """From what the user calls a model to its weights, whatever format they are in."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from deft_jax.errors import DeftError
 
 from ..config.config import LlamaConfig
+from ..config.fields import shown
 from .gguf_reader import GGUFCheckpoint
 from .safetensors_reader import SafetensorsCheckpoint
 
@@ -28,9 +30,10 @@ _HUB_FILES = ["*.json", "*.jinja", "model*.safetensors", "tokenizer.model"]
 class Checkpoint(Protocol):
     """Weights of a Llama, read one tensor at a time.
 
-    source: the GGUF file, or the folder that holds weights and tokenizer files
-    metadata: GGUF key to value, tokenizer included; empty for a folder
-    config: shape and constants of the model
+    Attributes:
+        source: the GGUF file, or the folder that holds weights and tokenizer files.
+        metadata: GGUF key to value, tokenizer included; empty for a folder.
+        config: shape and constants of the model.
     """
 
     source: Path
@@ -53,29 +56,37 @@ class Checkpoint(Protocol):
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Open a checkpoint; weights stay on disk until they are read.
 
-    source: `DEFAULT_MODEL`; else an existing GGUF file; else an existing folder of
-        safetensors; else a hub id `org/name`, which is downloaded unless cached
+    Args:
+        source: `DEFAULT_MODEL`; else an existing GGUF file, any part of it if it is
+            split; else an existing folder of safetensors; else a hub id `org/name`,
+            which is downloaded unless cached.
 
     Raises:
         DeftError: there is no such checkpoint, it is damaged, or no supported Llama.
     """
     if source == DEFAULT_MODEL:
         return GGUFCheckpoint(_packaged_file())
-    path = Path(source).expanduser()
-    if path.is_file():
+    # Unlike Path's, these functions raise nothing: not for names that are too long,
+    # nor for the home of an unknown user.
+    path = Path(os.path.expanduser(source))
+    if os.path.isfile(path):
         return GGUFCheckpoint(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return SafetensorsCheckpoint(path)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+(?<!\.gguf)", str(source)):
         return SafetensorsCheckpoint(_downloaded_folder(str(source)))
-    raise DeftError(f"{source}: no such model; expected {_ACCEPTED}")
+    raise DeftError(f"{shown(source)}: no such model; expected {_ACCEPTED}")
 
 
 def check_shapes(config: LlamaConfig, checkpoint: Checkpoint) -> None:
     """Check, from headers alone, that a checkpoint has the tensors of its config.
 
-    A tensor that the config has no place for is an error, since leaving out a bias,
-    say, would change what the model computes.
+    A tensor that the config has no place for is an error, since leaving it out would
+    change what the model computes.
+
+    Args:
+        config: shape of the model.
+        checkpoint: tensors by name.
 
     Raises:
         DeftError: a tensor is missing, is one too many, or has another shape.
@@ -90,18 +101,19 @@ def check_shapes(config: LlamaConfig, checkpoint: Checkpoint) -> None:
     for name, shape in expected.items():
         if name not in present:
             raise DeftError(
-                f"{checkpoint.source}: tensor {name} is missing; expected shape {shape}"
+                f"{checkpoint.source}: tensor {shown(name)} is missing;"
+                f" expected shape {shape}"
             )
         if checkpoint.shape(name) != shape:
             raise DeftError(
-                f"{checkpoint.source}: tensor {name}: expected shape {shape},"
+                f"{checkpoint.source}: tensor {shown(name)}: expected shape {shape},"
                 f" got {checkpoint.shape(name)}"
             )
     for name in sorted(present - expected.keys()):
         if not _is_redundant(name):
             raise DeftError(
-                f"{checkpoint.source}: tensor {name} is not part of a Llama of this"
-                " config; expected plain weights without biases, adapters or scales"
+                f"{checkpoint.source}: tensor {shown(name)} is not part of a Llama of"
+                " this config; expected plain weights without adapters or scales"
             )
 
 
@@ -125,8 +137,8 @@ def _downloaded_folder(hub_id: str) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES)
     except Exception as error:  # The HTTP library differs between hub releases.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DeftError(
-            f"{hub_id}: no such folder, and the Hugging Face hub failed: {reason[0]}"
+            f"{hub_id}: no such folder, and the Hugging Face hub failed: {lines[0]}"
         ) from error
     return Path(folder)

@@ -11,25 +11,31 @@ from gguf.gguf_reader import ReaderField, ReaderTensor
 
 from deft_jax.errors import DeftError
 
+from ..config.fields import reason
+
 
 class GGUFFile(gguf.GGUFReader):
-    """`gguf.GGUFReader` that decodes an array of metadata in one pass.
+    """A `gguf.GGUFReader` that decodes an array of metadata in one pass.
 
     The package makes two numpy views for every string; a vocabulary has 100,000 of
     them, which is 2 seconds at every start. It also reads past the end of a file that
     was cut short; here that is an error.
 
-    metadata: key to number, text or list of them
-    tensors_by_name: GGUF name to the tensor, its bytes memory-mapped
-
-    Raises:
-        DeftError: the file cannot be read, is no GGUF file, or is damaged.
+    Attributes:
+        path: the file.
+        metadata: key to number, text or list of them.
+        tensors_by_name: GGUF name to the tensor, its bytes memory-mapped.
     """
 
     metadata: dict[str, object]
     tensors_by_name: dict[str, ReaderTensor]
 
     def __init__(self, path: Path) -> None:
+        """Open a file and read its metadata.
+
+        Raises:
+            DeftError: the file cannot be read, is no GGUF file, or is damaged.
+        """
         self.path = path
         _check_start(path)
         try:
@@ -38,7 +44,9 @@ class GGUFFile(gguf.GGUFReader):
         except DeftError:
             raise
         except (ValueError, LookupError, OverflowError) as error:
-            raise DeftError(f"{path}: damaged or unknown GGUF: {error}") from error
+            raise DeftError(
+                f"{path}: damaged or unknown GGUF: {reason(error)}"
+            ) from error
         self.tensors_by_name = {tensor.name: tensor for tensor in self.tensors}
 
     def _get(

@@ -1,7 +1,7 @@
 """Llama weights in a GGUF file, under Hugging Face names and in their row order."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import gguf
@@ -11,9 +11,16 @@ from gguf.gguf_reader import ReaderTensor
 from deft_jax.errors import DeftError
 
 from ..config.config import LlamaConfig
-from .gguf_file import GGUFFile
+from ..config.config_sources import PROJECTIONS
+from .gguf_set import open_gguf_set
 
-_ROPE_FACTORS = "rope_freqs.weight"
+_ROPE_FACTORS = (
+    "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+)
+"""Tensors that belong to the config."""
+
 _GLOBAL_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -30,19 +37,19 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_KINDS = ("weight", "bias")
+
 _CHUNK_VALUES = 1 << 16
 """Values dequantised at a time: temporaries fit the L2 cache, calls are few."""
 
 
 class GGUFCheckpoint:
-    """A GGUF file of the llama architecture, memory-mapped.
+    """A model of the llama architecture in GGUF, memory-mapped.
 
-    source: path of the file
-    metadata: GGUF key to number, text or list of them; holds the tokenizer
-    config: read from the metadata
-
-    Raises:
-        DeftError: the file is damaged, or its model is not a supported Llama.
+    Attributes:
+        source: path of the file, or of one part of a set.
+        metadata: GGUF key to number, text or list of them; holds the tokenizer.
+        config: shape and constants, read from the metadata.
     """
 
     source: Path
@@ -50,20 +57,32 @@ class GGUFCheckpoint:
     config: LlamaConfig
 
     def __init__(self, source: Path) -> None:
-        file = GGUFFile(source)
+        """Open a file, with the other parts of its set if it is a part of one.
+
+        Raises:
+            DeftError: a file is damaged or missing, or the model is not a supported
+                Llama.
+        """
+        parts = open_gguf_set(source)
         self.source = source
-        self.metadata = file.metadata
-        self.config = LlamaConfig.from_gguf(
-            file.metadata,
-            tie_embeddings="output.weight" not in file.tensors_by_name,
-            rope_factors=_rope_factors(source, file.tensors_by_name),
-            source=str(source),
-        )
+        self.metadata = parts.metadata
+        self._paths = {_hf_name(name): path for name, path in parts.paths.items()}
         self._tensors = {
             _hf_name(name): tensor
-            for name, tensor in file.tensors_by_name.items()
-            if name != _ROPE_FACTORS
+            for name, tensor in parts.tensors.items()
+            if name not in _ROPE_FACTORS
         }
+        self.config = LlamaConfig.from_gguf(
+            parts.metadata,
+            tie_embeddings="lm_head.weight" not in self._tensors,
+            biases=_biased(self._tensors),
+            rope_factors={
+                name: _values(parts.paths[name], parts.tensors[name])
+                for name in _ROPE_FACTORS
+                if name in parts.tensors
+            },
+            source=str(source),
+        )
 
     def names(self) -> tuple[str, ...]:
         """Return the Hugging Face names of the tensors, in the file's order.
@@ -88,11 +107,11 @@ class GGUFCheckpoint:
         """
         tensor = self._tensor(name)
         rows = tensor.data
-        if name.endswith("q_proj.weight"):
+        if ".q_proj." in name:
             rows = _unpermuted(rows, self.config.num_q_heads)
-        elif name.endswith("k_proj.weight"):
+        elif ".k_proj." in name:
             rows = _unpermuted(rows, self.config.num_kv_heads)
-        return _dequantized(self.source, tensor, rows)
+        return _dequantized(self._paths[name], tensor, rows)
 
     def _tensor(self, name: str) -> ReaderTensor:
         if name not in self._tensors:
@@ -102,15 +121,20 @@ class GGUFCheckpoint:
 
 def _hf_name(gguf_name: str) -> str:
     # blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight
-    stem = gguf_name.removesuffix(".weight")
-    if stem == gguf_name:
-        return gguf_name
-    if stem in _GLOBAL_NAMES:
+    stem, _, kind = gguf_name.rpartition(".")
+    if stem in _GLOBAL_NAMES and kind == "weight":
         return f"{_GLOBAL_NAMES[stem]}.weight"
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    if match is None or match[2] not in _LAYER_NAMES:
+    if match is None or match[2] not in _LAYER_NAMES or kind not in _KINDS:
         return gguf_name
-    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
+    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{kind}"
+
+
+def _biased(names: Iterable[str]) -> frozenset[str]:
+    """Return the projections that have a bias in the first layer."""
+    biases = set(names) & {f"model.layers.0.{name}.bias" for name in PROJECTIONS}
+    prefix, suffix = "model.layers.0.", ".bias"
+    return frozenset(x.removeprefix(prefix).removesuffix(suffix) for x in biases)
 
 
 def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
@@ -122,7 +146,7 @@ def _unpermuted(rows: np.ndarray, num_heads: int) -> np.ndarray:
     # GGUF rotates neighbouring rows of a head, Hugging Face rows half a head apart.
     # For one head of 6 rows:  in: 0 3 1 4 2 5   out: 0 1 2 3 4 5
     # Rows are quantised one by one, so their bytes may be moved.
-    pairs = rows.reshape(num_heads, -1, 2, rows.shape[-1])
+    pairs = rows.reshape(num_heads, -1, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
@@ -145,10 +169,5 @@ def _dequantized(path: Path, tensor: ReaderTensor, rows: np.ndarray) -> np.ndarr
     return values.reshape(_shape(tensor))
 
 
-def _rope_factors(
-    path: Path, tensors: Mapping[str, ReaderTensor]
-) -> tuple[float, ...] | None:
-    tensor = tensors.get(_ROPE_FACTORS)
-    if tensor is None:
-        return None
+def _values(path: Path, tensor: ReaderTensor) -> tuple[float, ...]:
     return tuple(_dequantized(path, tensor, tensor.data).reshape(-1).tolist())

@@ -1,6 +1,7 @@
 """Checkpoint tensors to the matrices of the network, in place on the device."""
 
 import math
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ Read = Callable[[str], np.ndarray]
 """A checkpoint's tensor by its Hugging Face name; matrices are [output, input]."""
 
 Progress = Callable[[int, int], None]
-"""Told how many weights are placed so far and how many there are."""
+"""Function that is told how many weights are placed so far and how many there are."""
 
 LAYER_SOURCES = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -23,8 +24,11 @@ LAYER_SOURCES = {
 }
 """Checkpoint tensors behind each weight of a layer, side by side in this order."""
 
+LAYER_BIASES = {f"{name}_bias": sources for name, sources in LAYER_SOURCES.items()}
+"""Checkpoint tensors behind each bias of a layer, for those that a config has."""
+
 LAYER_NORMS = {"qkv": "input_layernorm", "gate_up": "post_attention_layernorm"}
-"""Norms whose weights are multiplied into the rows of a weight of a layer."""
+"""Norms whose weights scale the rows of a weight of a layer."""
 
 READERS = 4
 """Threads that read; each holds one tensor of the checkpoint at a time."""
@@ -39,7 +43,8 @@ _ALIGNMENT = 64
 def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight of the network under its own name.
 
-    Matrices are [input, output], but for an embedding that is not tied: [V, E].
+    Matrices are [input, output], but for an embedding that is not tied: [V, E]. A layer
+    has a bias where one of the projections side by side has one.
     """
     E, F, D = config.hidden_size, config.mlp_size, config.head_dim
     H, K = config.num_q_heads, config.num_kv_heads
@@ -49,6 +54,9 @@ def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "gate_up": (E, 2 * F),
         "down": (F, E),
     }
+    for name, sources in LAYER_BIASES.items():
+        if config.biases.intersection(sources):
+            layer[name] = layer[name.removesuffix("_bias")][1:]
     shapes = {} if config.tie_embeddings else {"embedding": (config.vocab_size, E)}
     for index in range(config.num_layers):
         shapes |= {f"layers.{index}.{name}": shape for name, shape in layer.items()}
@@ -60,56 +68,112 @@ def read_weights(
 ) -> dict[str, jax.Array]:
     """Return the weights of the network by the names of `weight_shapes`.
 
-    config: of the checkpoint.
-    read: called from `READERS` threads.
-    dtype: of the weights: float32, bfloat16 or float16.
-    progress: called from this thread.
+    Args:
+        config: shape of the checkpoint.
+        read: gives a tensor by its Hugging Face name; called from `READERS` threads.
+        dtype: type of the weights: float32, bfloat16 or float16.
+        progress: called from this thread with the weights placed so far and their
+            number.
 
     Raises:
-        DeftError: whatever `read` raises.
+        DeftError: a tensor cannot be read.
     """
     shapes = weight_shapes(config)
 
-    def place(name: str) -> jax.Array:
+    def place(name: str) -> tuple[jax.Array, str | None]:
         weight = _aligned_empty(shapes[name], dtype)
-        sources = _sources(config, name)
-        norm = _norm(name)
-        rows = None if norm is None else read(norm).astype(np.float32)
-        if name == "embedding" or weight.ndim == 1:
-            weight[...] = read(sources[0])
-        else:
-            column = 0
-            for source in sources:
-                column = _put_transposed(weight, column, read(source), rows)
-        return jax.device_put(weight, may_alias=True).block_until_ready()
+        with np.errstate(over="ignore", invalid="ignore"):
+            bad = _fill(weight, config, name, read)
+        return jax.device_put(weight, may_alias=True).block_until_ready(), bad
 
     # The largest first: while it is read there is the least besides it.
     names = sorted(shapes, key=lambda name: math.prod(shapes[name]), reverse=True)
-    weights = {}
+    weights, bad_tensors = {}, []
     with ThreadPoolExecutor(READERS) as pool:
-        for name, weight in zip(names, pool.map(place, names), strict=True):
+        for name, (weight, bad) in zip(names, pool.map(place, names), strict=True):
             weights[name] = weight
+            bad_tensors += [] if bad is None else [bad]
             if progress is not None:
                 progress(len(weights), len(names))
+    _warn_of(bad_tensors, dtype)
     return weights
 
 
-def _sources(config: LlamaConfig, name: str) -> tuple[str, ...]:
-    """Hugging Face names of the tensors that make up a weight of the network."""
+def _warn_of(bad_tensors: list[str], dtype: np.dtype) -> None:
+    if bad_tensors:
+        warnings.warn(
+            f"tensor {min(bad_tensors)} holds NaN or infinity in {dtype.name};"
+            f" {len(bad_tensors)} weights of the model do, and its texts will be wrong",
+            stacklevel=3,
+        )
+
+
+def _fill(weight: np.ndarray, config: LlamaConfig, name: str, read: Read) -> str | None:
+    """Write checkpoint tensors into a weight; return one that is not finite."""
+    norm, bad, scale = _norm(name), None, None
+    if norm is not None:
+        scale = read(norm).astype(np.float32)
+        bad = None if _is_finite(scale) else norm
+    column = 0
+    for source, is_stored in _sources(config, name):
+        finite = True
+        if name == "embedding":
+            weight[...] = read(source)
+            finite = _is_finite(weight)
+        elif not is_stored:
+            size = config.layer_shapes()[source.split(".", 3)[3].removesuffix(".bias")]
+            weight[column : column + size[0]] = 0
+            column += size[0]
+        elif weight.ndim == 1:
+            vector = read(source)
+            weight[column : column + len(vector)] = vector
+            finite = _is_finite(weight[column : column + len(vector)])
+            column += len(vector)
+        else:
+            column, finite = _put_transposed(weight, column, read(source), scale)
+        if not finite and bad is None:
+            bad = source
+    return bad
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    """Return whether no value is NaN or infinite.
+
+    The bits of a float that is not finite are those of infinity or more, as an unsigned
+    number where the sign is set and as a signed one where it is not: two reductions
+    without temporaries, for any width.
+    """
+    kind = values.dtype.itemsize
+    infinity = np.array([np.inf, -np.inf], values.dtype)
+    most = values.view(f"i{kind}").max(initial=0)
+    least = values.view(f"u{kind}").max(initial=0)
+    signed, unsigned = infinity.view(f"i{kind}")[0], infinity.view(f"u{kind}")[1]
+    return bool(most < signed and least < unsigned)
+
+
+def _sources(config: LlamaConfig, name: str) -> list[tuple[str, bool]]:
+    """List the Hugging Face tensors that make up a weight, and whether they exist.
+
+    A bias that the checkpoint lacks beside one that it has is 0.
+    """
     if name == "norm":
-        return ("model.norm.weight",)
+        return [("model.norm.weight", True)]
     if name == "embedding" or (name == "head" and config.tie_embeddings):
-        return ("model.embed_tokens.weight",)
+        return [("model.embed_tokens.weight", True)]
     if name == "head":
-        return ("lm_head.weight",)
+        return [("lm_head.weight", True)]
     layers, index, weight = name.split(".")
-    return tuple(
-        f"model.{layers}.{index}.{source}.weight" for source in LAYER_SOURCES[weight]
-    )
+    prefix = f"model.{layers}.{index}"
+    if weight in LAYER_BIASES:
+        return [
+            (f"{prefix}.{source}.bias", source in config.biases)
+            for source in LAYER_BIASES[weight]
+        ]
+    return [(f"{prefix}.{source}.weight", True) for source in LAYER_SOURCES[weight]]
 
 
 def _norm(name: str) -> str | None:
-    """Hugging Face name of the norm that is multiplied into a weight of the network."""
+    """Return the Hugging Face name of the norm that is multiplied into a weight."""
     if name.count(".") < 2:
         return None
     layers, index, weight = name.split(".")
@@ -119,19 +183,22 @@ def _norm(name: str) -> str | None:
 
 def _put_transposed(
     weight: np.ndarray, column: int, tensor: np.ndarray, scale: np.ndarray | None
-) -> int:
-    """Write a tensor's rows to columns of a weight; return the next free column.
+) -> tuple[int, bool]:
+    """Write a tensor's rows to columns of a weight, scaled by float32 `scale` [E].
 
-    `scale` is of the rows of the weight, float32.
+    Returns:
+        The next free column, and whether all values are finite.
     """
+    finite = True
     for row in range(0, len(tensor), _BLOCK_ROWS):
         block = tensor[row : row + _BLOCK_ROWS]
         if scale is not None:
             block = block.astype(np.float32, copy=False) * scale
         block = block.astype(weight.dtype, copy=False)
+        finite = finite and _is_finite(block)
         weight[:, column : column + len(block)] = block.T
         column += len(block)
-    return column
+    return column, finite
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Shape and constants of a Llama, read from a checkpoint or taken from a table."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,27 +13,30 @@ import numpy.typing as npt
 from deft_jax.errors import DeftError
 
 from .config_sources import gguf_arguments, hf_arguments
-from .rope import RopeScaling, inverse_frequencies
+from .rope import Llama3Scaling, LongRopeScaling, RopeScaling, inverse_frequencies
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
     """Everything about a Llama except its weights.
 
-    vocab_size: V
-    hidden_size: E, width of the residual stream
-    mlp_size: F, width inside the SwiGLU
-    num_layers: L
-    num_q_heads, num_kv_heads: H and K; H is a multiple of K
-    head_dim: D, even; H * D need not be E
-    rope_theta: base of the rotary frequencies
-    rope_scaling: stretch of the rotary frequencies, or `None`
-    rope_factors: D / 2 divisors of the rotary frequencies, or `None`
-    rms_eps: added to the mean square in RMSNorm
-    context_length: most positions the checkpoint was made for
-    tie_embeddings: the output head is the embedding table
-    bos_token_id: starts a text, or `None`
-    eos_token_ids: any of them ends a generation
+    Attributes:
+        vocab_size: V.
+        hidden_size: E, width of the residual stream.
+        mlp_size: F, width inside the SwiGLU.
+        num_layers: L.
+        num_q_heads: H, a multiple of K.
+        num_kv_heads: K.
+        head_dim: D, even; H * D need not be E.
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: stretch of the rotary frequencies, or `None`.
+        rope_factors: D / 2 divisors of the rotary frequencies, or `None`.
+        rms_eps: number that RMSNorm adds to the mean square.
+        context_length: positions that a sequence may have at most.
+        tie_embeddings: the output head is the embedding table.
+        biases: projections of a layer that add a bias, out of `PROJECTIONS`.
+        bos_token_id: token that starts a text, or `None`.
+        eos_token_ids: tokens any of which ends a generation.
     """
 
     vocab_size: int
@@ -48,17 +52,18 @@ class LlamaConfig:
     rms_eps: float
     context_length: int
     tie_embeddings: bool
+    biases: frozenset[str] = frozenset()
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
     @property
     def group_size(self) -> int:
-        """G = H / K, query heads that share one KV head."""
+        """Query heads that share one KV head: G = H / K."""
         return self.num_q_heads // self.num_kv_heads
 
     @property
     def num_parameters(self) -> int:
-        """Weights in the checkpoint, a tied head counted once."""
+        """Number of weights in the checkpoint, a tied head counted once."""
         return sum(math.prod(shape) for shape in self.expected_tensors().values())
 
     def kv_bytes_per_token(self, dtype: npt.DTypeLike) -> int:
@@ -72,8 +77,35 @@ class LlamaConfig:
             self.head_dim, self.rope_theta, self.rope_scaling, self.rope_factors
         )
 
-    def expected_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every weight under its Hugging Face name.
+    @property
+    def rope_attention_factor(self) -> float:
+        """Factor of the rotary cosines and sines."""
+        return 1.0 if self.rope_scaling is None else self.rope_scaling.attention_factor
+
+    def with_context_length(self, context_length: int) -> "LlamaConfig":
+        """Return the config for sequences of fewer positions.
+
+        LongRoPE takes its short factors where the original context suffices.
+
+        Args:
+            context_length: most positions of a sequence, at most the config's own.
+
+        Raises:
+            DeftError: the length is not between 1 and the config's own.
+        """
+        if not 1 <= context_length <= self.context_length:
+            raise DeftError(
+                f"context_length is {context_length}; expected 1 to"
+                f" {self.context_length}, which the model was made for"
+            )
+        scaling = self.rope_scaling
+        if isinstance(scaling, LongRopeScaling):
+            is_long = context_length > scaling.original_context_length
+            scaling = replace(scaling, is_long=is_long)
+        return replace(self, context_length=context_length, rope_scaling=scaling)
+
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each weight of a layer by its Hugging Face name.
 
         Matrices are [output, input]; the order is that of a forward pass.
         """
@@ -81,7 +113,7 @@ class LlamaConfig:
         q_rows, kv_rows = (
             heads * self.head_dim for heads in (self.num_q_heads, self.num_kv_heads)
         )
-        layer = {
+        return {
             "input_layernorm": (width,),
             "self_attn.q_proj": (q_rows, width),
             "self_attn.k_proj": (kv_rows, width),
@@ -92,15 +124,23 @@ class LlamaConfig:
             "mlp.up_proj": (mlp, width),
             "mlp.down_proj": (width, mlp),
         }
+
+    def expected_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor under its Hugging Face name.
+
+        Matrices are [output, input]; the order is that of a forward pass.
+        """
         shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab_size, width)
+            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
         }
         for index in range(self.num_layers):
-            for name, shape in layer.items():
+            for name, shape in self.layer_shapes().items():
                 shapes[f"model.layers.{index}.{name}.weight"] = shape
-        shapes["model.norm.weight"] = (width,)
+                if name in self.biases:
+                    shapes[f"model.layers.{index}.{name}.bias"] = shape[:1]
+        shapes["model.norm.weight"] = (self.hidden_size,)
         if not self.tie_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, width)
+            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
 
     @classmethod
@@ -109,12 +149,13 @@ class LlamaConfig:
     ) -> "LlamaConfig":
         """Read the content of a Hugging Face config.json.
 
-        values: the decoded JSON object
-        source: what an error names
+        Args:
+            values: the decoded JSON object.
+            source: name for errors.
 
         Raises:
             DeftError: a value is missing, malformed, or asks for a model other than a
-                Llama without biases.
+                Llama.
         """
         return _checked(source, hf_arguments(values, source))
 
@@ -124,21 +165,48 @@ class LlamaConfig:
         values: Mapping[str, object],
         *,
         tie_embeddings: bool,
-        rope_factors: tuple[float, ...] | None = None,
+        biases: frozenset[str] = frozenset(),
+        rope_factors: Mapping[str, tuple[float, ...]] | None = None,
         source: str = "GGUF metadata",
     ) -> "LlamaConfig":
         """Read the metadata of a GGUF file of the llama architecture.
 
-        tie_embeddings: the file has no tensor `output.weight`
-        rope_factors: content of its tensor `rope_freqs.weight`, [D / 2]
-        source: what an error names
+        Args:
+            values: the metadata.
+            tie_embeddings: the file has no tensor `output.weight`.
+            biases: projections of a layer that have a bias in the file.
+            rope_factors: content of its tensors `rope_freqs.weight`,
+                `rope_factors_long.weight` and `rope_factors_short.weight`, [D / 2]
+                each, as far as it has them.
+            source: name for errors.
 
         Raises:
             DeftError: a value is missing, malformed or not supported.
         """
-        arguments = gguf_arguments(values, source)
-        arguments |= dict(tie_embeddings=tie_embeddings, rope_factors=rope_factors)
+        arguments = gguf_arguments(values, rope_factors or {}, source)
+        arguments |= dict(tie_embeddings=tie_embeddings, biases=biases)
         return _checked(source, arguments)
+
+
+def checked_token_ids(
+    ids: tuple[int, ...], vocab_size: int, source: str
+) -> tuple[int, ...]:
+    """Return the ids that are in a vocabulary; warn of the others.
+
+    Args:
+        ids: token ids that a config declares.
+        vocab_size: V.
+        source: name for the warning.
+    """
+    inside = tuple(token for token in ids if 0 <= token < vocab_size)
+    if len(inside) < len(ids):
+        outside = ", ".join(str(token) for token in ids if token not in inside)
+        warnings.warn(
+            f"{source}: token ids {outside[:60]} are outside the vocabulary of"
+            f" {vocab_size} and are ignored",
+            stacklevel=2,
+        )
+    return inside
 
 
 def _checked(source: str, arguments: dict[str, Any]) -> LlamaConfig:
@@ -154,14 +222,38 @@ def _checked(source: str, arguments: dict[str, Any]) -> LlamaConfig:
             f"{source}: head_dim is {config.head_dim}; rotary embeddings need an even"
             " number"
         )
-    factors = config.rope_factors
-    if factors is not None and len(factors) != config.head_dim // 2:
-        raise DeftError(
-            f"{source}: {len(factors)} rotary factors; expected {config.head_dim // 2},"
-            " half of head_dim"
-        )
-    return config
+    _check_rope(source, config)
+    bos = () if config.bos_token_id is None else (config.bos_token_id,)
+    bos = checked_token_ids(bos, config.vocab_size, source)
+    ends = checked_token_ids(config.eos_token_ids, config.vocab_size, source)
+    return replace(config, bos_token_id=bos[0] if bos else None, eos_token_ids=ends)
 
+
+def _check_rope(source: str, config: LlamaConfig) -> None:
+    factors = [] if config.rope_factors is None else [config.rope_factors]
+    if isinstance(config.rope_scaling, LongRopeScaling):
+        factors += [config.rope_scaling.short_factors, config.rope_scaling.long_factors]
+    for divisors in factors:
+        if len(divisors) != config.head_dim // 2:
+            raise DeftError(
+                f"{source}: {len(divisors)} rotary factors; expected"
+                f" {config.head_dim // 2}, half of head_dim"
+            )
+    if config.head_dim > _MAX_HEAD_DIM:
+        raise DeftError(
+            f"{source}: head_dim is {config.head_dim}; expected {_MAX_HEAD_DIM} or less"
+        )
+    with np.errstate(all="ignore"):
+        frequencies = config.inverse_frequencies()
+    if not np.isfinite(frequencies).all():
+        raise DeftError(
+            f"{source}: rotary frequencies overflow; expected a base and factors"
+            f" of ordinary size, got base {config.rope_theta:g}"
+        )
+
+
+_MAX_HEAD_DIM = 1 << 16
+"""Widest head that is tried; a damaged file may ask for any."""
 
 _LLAMA3_1_8B = LlamaConfig(
     vocab_size=128_256,
@@ -172,7 +264,7 @@ _LLAMA3_1_8B = LlamaConfig(
     num_kv_heads=8,
     head_dim=128,
     rope_theta=500_000.0,
-    rope_scaling=RopeScaling(kind="llama3", factor=8.0),
+    rope_scaling=Llama3Scaling(factor=8.0),
     rms_eps=1e-5,
     context_length=131_072,
     tie_embeddings=False,
@@ -202,7 +294,7 @@ SHAPES: dict[str, LlamaConfig] = {
         mlp_size=8192,
         num_layers=16,
         head_dim=64,
-        rope_scaling=RopeScaling(kind="llama3", factor=32.0),
+        rope_scaling=Llama3Scaling(factor=32.0),
         tie_embeddings=True,
     ),
     "llama3_8b": _LLAMA3_1_8B,

@@ -16,6 +16,7 @@ from deft_jax.layers.swiglu import swiglu
 from deft_jax.pallas_kernels.rms_scale import rms_scaled
 
 from ..checkpoints.weights import (
+    LAYER_BIASES,
     LAYER_SOURCES,
     Progress,
     Read,
@@ -32,8 +33,8 @@ class Attention(Protocol):
         """Return the attention output [Q, H, D] and the layer's new cache.
 
         Args:
-            heads: of the query tokens, rotary positions not yet applied.
-            cache: the layer's own, any pytree.
+            heads: what the query tokens project to, not yet rotated.
+            cache: cache of the layer, any pytree.
         """
         ...
 
@@ -42,31 +43,55 @@ class Layer(nnx.Module):
     """One transformer block: attention and SwiGLU, each behind an RMSNorm.
 
     The weights of the norms are multiplied into the matrices behind them, and what
-    reads the products scales their rows.
+    reads the products scales their rows; where a bias follows, the layer scales them
+    itself.
 
     Attributes:
+        config: shape and constants.
         qkv: [E, (H + 2 K) D], query, key and value projections side by side.
         out: [H D, E].
         gate_up: [E, 2 F], gate and up projections side by side.
         down: [F, E].
+        qkv_bias: [(H + 2 K) D], or None where there is none.
+        out_bias: [E], or None.
+        gate_up_bias: [2 F], or None.
+        down_bias: [E], or None.
     """
 
     def __init__(self, config: LlamaConfig, weights: Mapping[str, jax.Array]):
+        """Wrap the weights of a layer.
+
+        Args:
+            config: shape and constants.
+            weights: arrays by the names of the attributes; biases may be absent.
+        """
         self.config = config
         self.qkv = nnx.Param(weights["qkv"])
         self.out = nnx.Param(weights["out"])
         self.gate_up = nnx.Param(weights["gate_up"])
         self.down = nnx.Param(weights["down"])
+        biases = {
+            name: nnx.Param(weights[name]) for name in LAYER_BIASES if name in weights
+        }
+        self.qkv_bias = biases.get("qkv_bias")
+        self.out_bias = biases.get("out_bias")
+        self.gate_up_bias = biases.get("gate_up_bias")
+        self.down_bias = biases.get("down_bias")
 
     def __call__(self, x, cos, sin, cache, attention: Attention):
-        """x [Q, E] through the block; returns it and the layer's new cache."""
-        config, eps = self.config, self.config.rms_eps
-        heads = _project(x, self.qkv[...]).reshape(x.shape[0], -1, config.head_dim)
-        projections = Projections(x, heads, cos, sin, config.num_kv_heads, eps)
+        """Take x [Q, E] through the block; return it and the layer's new cache."""
+        config = self.config
+        inputs, heads, eps = _projected(x, self.qkv, self.qkv_bias, config.rms_eps)
+        heads = heads.reshape(x.shape[0], -1, config.head_dim)
+        projections = Projections(inputs, heads, cos, sin, config.num_kv_heads, eps)
         mixed, cache = attention(projections, cache)
-        x = x + mixed.reshape(x.shape[0], -1) @ self.out[...]
-        gated = swiglu(x, _project(x, self.gate_up[...]), eps)
-        return x + gated @ self.down[...], cache
+        mixed = mixed.reshape(x.shape[0], -1) @ self.out[...]
+        x = x + _biased(mixed, self.out_bias)
+        inputs, hidden, eps = _projected(
+            x, self.gate_up, self.gate_up_bias, config.rms_eps
+        )
+        gated = swiglu(inputs, hidden, eps)
+        return x + _biased(gated @ self.down[...], self.down_bias), cache
 
 
 class Llama(nnx.Module):
@@ -88,7 +113,11 @@ class Llama(nnx.Module):
         self.layers = nnx.List(
             Layer(
                 config,
-                {name: weights[f"layers.{index}.{name}"] for name in LAYER_SOURCES},
+                {
+                    name: weights[f"layers.{index}.{name}"]
+                    for name in (*LAYER_SOURCES, *LAYER_BIASES)
+                    if f"layers.{index}.{name}" in weights
+                },
             )
             for index in range(config.num_layers)
         )
@@ -106,10 +135,10 @@ class Llama(nnx.Module):
         """Build the network from tensors read a few at a time.
 
         Args:
-            config: of the checkpoint.
+            config: shape and constants.
             read: gives a tensor by its Hugging Face name; called from `READERS`
                 threads.
-            dtype: of the weights: float32, bfloat16 or float16.
+            dtype: type of the weights: float32, bfloat16 or float16.
             progress: called with the weights placed so far and their number.
         """
         return cls(config, read_weights(config, read, jnp.dtype(dtype), progress))
@@ -118,24 +147,26 @@ class Llama(nnx.Module):
     def random(
         cls, config: LlamaConfig, seed: int, dtype: jnp.dtype = jnp.bfloat16
     ) -> "Llama":
-        """A network of any shape with random weights, made on the device.
+        """Make a network of any shape with random weights on the device.
 
         Args:
-            config: any, also a published shape of `SHAPES`.
-            seed: of the weights.
-            dtype: of the weights.
+            config: shape of the network, maybe one of `SHAPES`.
+            seed: number that the weights follow from.
+            dtype: type of the weights.
         """
         shapes = weight_shapes(config)
         keys = jax.random.split(jax.random.key(seed), len(shapes))
         weights = {
-            name: _random_weight(key, shape, jnp.dtype(dtype))
+            name: jnp.zeros(shape, dtype)
+            if name.endswith("_bias")
+            else _random_weight(key, shape, jnp.dtype(dtype))
             for key, (name, shape) in zip(keys, shapes.items(), strict=True)
         }
         return cls(config, weights)
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the weights and activations."""
+        """Type of the weights and activations."""
         return self.head[...].dtype
 
     def __call__(
@@ -145,10 +176,10 @@ class Llama(nnx.Module):
         caches: tuple,
         attention: Attention,
     ) -> tuple[jax.Array, tuple]:
-        """The final hidden states of query tokens.
+        """Return the final hidden states of query tokens.
 
         Args:
-            tokens: [Q] int32.
+            tokens: [Q] int32, the query tokens.
             positions: [Q] int32, positions along each token's path.
             caches: one per layer, given to `attention` and returned as it gave them.
             attention: stores KV and attends; one object for all layers.
@@ -166,7 +197,7 @@ class Llama(nnx.Module):
         return hidden, tuple(new_caches)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[Q, E] hidden states to [Q, V] float32 logits."""
+        """Return [Q, V] float32 logits of [Q, E] hidden states."""
         rows = hidden.shape[0]
         if rows == 1 and jax.default_backend() == "gpu":
             # A single row becomes a product of a matrix and a vector in float32, for
@@ -183,36 +214,56 @@ class Llama(nnx.Module):
 
 @jax.jit(static_argnames="attention")
 def _run_layer(layer: Layer, x, cos, sin, cache, attention: Attention):
-    """Traced and lowered once for all layers; the compiler inlines every call."""
+    """Run a layer; all are traced and lowered once, and the compiler inlines each."""
     return layer(x, cos, sin, cache, attention)
 
 
-def _project(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [Q, E] @ weight [E, ...] before the scale of the norm.
+def _projected(
+    x: jax.Array, weight: nnx.Param, bias: nnx.Param | None, eps: float
+) -> tuple[jax.Array, jax.Array, float]:
+    """Multiply x [Q, E] by a weight [E, ...] behind an RMSNorm.
 
-    Without it float16 may be too narrow for the sums.
+    Returns:
+        What the reader of the products gets: the rows whose root mean square is still
+        to be divided by, the products, and the number added to the mean square. A bias
+        is added after that division; so rows of ones stand for one that is done.
     """
+    # Before the scale of the norm float16 may be too narrow for the sums.
     wide = jnp.float32 if x.dtype == jnp.float16 else x.dtype
-    return jnp.dot(x, weight, preferred_element_type=wide)
+    products = jnp.dot(x, weight[...], preferred_element_type=wide)
+    if bias is None:
+        return x, products, eps
+    scaled = rms_scaled(products, x, eps) + bias[...].astype(jnp.float32)[None]
+    return jnp.ones_like(x), scaled, 0.0
+
+
+def _biased(products: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    """Add a bias [E], if there is one, to products [Q, E]."""
+    return products if bias is None else products + bias[...][None]
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x [Q, E] scaled to mean square 1 in float32, then by weight [E]; x's dtype."""
+    """Scale x [Q, E] to mean square 1 in float32, then by weight [E]; keep dtype."""
     return rms_scaled(x, x, eps).astype(x.dtype) * weight[None]
 
 
 def rotary_tables(
     config: LlamaConfig, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [Q, D / 2] float32 of positions [Q]."""
+    """Return cosines and sines [Q, D / 2] float32 of positions [Q]."""
     inverse = jnp.asarray(config.inverse_frequencies(), jnp.float32)
     angles = positions.astype(jnp.float32)[:, None] * inverse[None]
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    factor = config.rope_attention_factor
+    return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
 
 @jax.jit(static_argnums=(1, 2))
 def _random_weight(key, shape, dtype):
-    """Normal with standard deviation 0.02, as Llamas are initialised; norms are 1."""
+    """Draw a matrix with standard deviation 0.02, as Llamas are initialised.
+
+    A vector is a norm and 1; `Llama.random` makes biases 0.
+    """
     if len(shape) == 1:
         return jnp.ones(shape, dtype)
     return (0.02 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)

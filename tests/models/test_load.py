@@ -143,6 +143,63 @@ def test_other_dtypes_are_refused(source: Path, dtype):
         load_model(source, dtype=dtype)
 
 
+def test_a_shorter_context_is_one_of_the_config(source: Path):
+    model, _ = load_model(source, context_length=100)
+    assert model.config.context_length == 100
+    with pytest.raises(DeftError, match="context_length is 1025; expected 1 to 1024"):
+        load_model(source, context_length=1025)
+
+
+NOT_FINITE = {
+    "model.layers.3.mlp.up_proj.weight": np.nan,
+    "model.layers.3.input_layernorm.weight": -np.nan,
+    "model.embed_tokens.weight": np.inf,
+    "model.norm.weight": -np.inf,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_a_weight_that_is_not_finite_is_named(name: str, dtype: str):
+    weights = mild_weights(CONFIG)
+    weights[name].flat[-1] = NOT_FINITE[name]
+    with pytest.warns(UserWarning, match=f"^tensor {name} holds NaN or infinity") as w:
+        read_weights(CONFIG, weights.__getitem__, jnp.dtype(dtype))
+    assert len(w) == 1
+
+
+def test_a_weight_that_is_too_large_for_the_dtype_is_named():
+    name = "model.layers.2.self_attn.o_proj.weight"
+    weights = mild_weights(CONFIG)
+    weights[name][0, 0] = 1e6
+    with np.errstate(over="ignore"), pytest.warns(UserWarning, match="in float16; 1 "):
+        read_weights(CONFIG, weights.__getitem__, np.dtype(np.float16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_numbers_are_finite(dtype: str):
+    weights = mild_weights(CONFIG)
+    largest = float(jnp.finfo(dtype).max)
+    weights["model.norm.weight"][:2] = largest, -largest
+    read_weights(CONFIG, weights.__getitem__, jnp.dtype(dtype))
+
+
+def test_a_bias_beside_one_that_is_absent_is_zero(tmp_path: Path):
+    biases = frozenset({"self_attn.k_proj", "mlp.down_proj"})
+    config = dataclasses.replace(CONFIG, biases=biases)
+    weights = mild_weights(config)
+    path = write_loadable_gguf(tmp_path / "model.gguf", config, weights)
+    model, _ = load_model(path)
+    assert model.config.biases == biases
+    layer = model.layers[4]
+    k_bias = weights["model.layers.4.self_attn.k_proj.bias"]
+    expected = np.concatenate([np.zeros(256), k_bias, np.zeros(128)])
+    np.testing.assert_array_equal(layer.qkv_bias[...], expected)
+    down_bias = weights["model.layers.4.mlp.down_proj.bias"]
+    np.testing.assert_array_equal(layer.down_bias[...], down_bias)
+    assert layer.out_bias is None and layer.gate_up_bias is None
+
+
 def damage_tokenizer(folder: Path) -> str:
     """Take the tokenizer away."""
     (folder / "tokenizer.json").unlink()

@@ -30,6 +30,25 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 LINEAR_ROPE = {"rope_type": "linear", "factor": 4.0}
+DYNAMIC_ROPE = {"rope_type": "dynamic", "factor": 2.0}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 4.0,
+}
+LONG_ROPE = {
+    "type": "longrope",
+    "short_factor": np.linspace(1, 3, 32).tolist(),
+    "long_factor": np.geomspace(1, 16, 32).tolist(),
+    "original_max_position_embeddings": 128,
+}
+SHORT_ROPE = LONG_ROPE | {
+    "original_max_position_embeddings": 2048,
+    "attention_factor": 1.5,
+}
+ATTENTION = frozenset(f"self_attn.{part}_proj" for part in "qkvo")
+MLP = frozenset(f"mlp.{part}_proj" for part in ("gate", "up", "down"))
 ATOL = 1e-3
 """Largest error of a float32 logit; the logits are of size 1."""
 
@@ -40,7 +59,14 @@ CHUNK = 8
 TOKENS = np.random.default_rng(3).integers(0, 256, 3 * CHUNK - 2)
 
 
-def shape(heads: int, kv_heads: int, head_dim: int, *, tied: bool) -> LlamaConfig:
+def shape(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    tied: bool,
+    biases: frozenset[str] = frozenset(),
+) -> LlamaConfig:
     """Return a tiny Llama whose H * D differs from its E of 96."""
     return dataclasses.replace(
         SHAPES["tiny"],
@@ -49,6 +75,7 @@ def shape(heads: int, kv_heads: int, head_dim: int, *, tied: bool) -> LlamaConfi
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         tie_embeddings=tied,
+        biases=biases,
     )
 
 
@@ -57,6 +84,17 @@ FOLDERS = {
     "group2_untied_linear": (shape(4, 2, 64, tied=False), LINEAR_ROPE),
     "group3_untied_llama3_d80": (shape(3, 1, 80, tied=False), LLAMA3_ROPE),
     "group4_tied_llama3": (shape(4, 1, 64, tied=True), LLAMA3_ROPE),
+    "dynamic": (shape(2, 2, 64, tied=False), DYNAMIC_ROPE),
+    "yarn": (shape(4, 2, 64, tied=True), YARN_ROPE),
+    "yarn_attention_factor": (
+        shape(4, 2, 64, tied=True),
+        YARN_ROPE | {"attention_factor": 0.7},
+    ),
+    "longrope_long": (shape(4, 2, 64, tied=False), LONG_ROPE),
+    "longrope_short": (shape(2, 1, 64, tied=True), SHORT_ROPE),
+    "attention_biases": (shape(4, 2, 64, tied=False, biases=ATTENTION), None),
+    "mlp_biases": (shape(4, 2, 64, tied=True, biases=MLP), LINEAR_ROPE),
+    "all_biases_yarn": (shape(3, 1, 64, tied=True, biases=ATTENTION | MLP), YARN_ROPE),
 }
 GGUFS = {
     "group1_untied_d80": (shape(2, 2, 80, tied=False), {}),
@@ -68,6 +106,42 @@ GGUFS = {
     "group4_untied_factors_d80": (
         shape(4, 1, 80, tied=False),
         {"rope_factors": np.geomspace(1, 32, 40)},
+    ),
+    "yarn": (
+        shape(4, 2, 64, tied=True),
+        {
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": 8.0,
+                "original_context_length": 128,
+            }
+        },
+    ),
+    "longrope": (
+        shape(2, 2, 64, tied=True),
+        {
+            "rope_scaling": {
+                "type": "longrope",
+                "attn_factor": 1.25,
+                "original_context_length": 128,
+            },
+            "more_tensors": {
+                "rope_factors_long.weight": np.geomspace(1, 16, 32),
+                "rope_factors_short.weight": np.ones(32),
+            },
+        },
+    ),
+    "all_biases": (shape(4, 2, 64, tied=False, biases=ATTENTION | MLP), {}),
+    # As networks of other families are stored: no bias behind the attention.
+    "biases_of_some": (
+        shape(
+            4,
+            2,
+            64,
+            tied=True,
+            biases=ATTENTION - {"self_attn.o_proj"} | {"mlp.up_proj"},
+        ),
+        {},
     ),
 }
 
@@ -100,7 +174,9 @@ def agrees(source: Path, read: Callable) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["group1_tied", "group3_untied_llama3_d80"])
+@pytest.mark.parametrize(
+    "name", ["group1_tied", "group3_untied_llama3_d80", "all_biases_yarn"]
+)
 def test_narrow_dtypes_stay_near_numpy(tmp_path: Path, name: str, dtype: str):
     config, rope = FOLDERS[name]
     weights = {n: w.astype(dtype) for n, w in mild_weights(config).items()}

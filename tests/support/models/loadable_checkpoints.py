@@ -25,7 +25,9 @@ def mild_weights(config: LlamaConfig, seed: int = 0) -> Weights:
     weights = {}
     for name, shape in config.expected_tensors().items():
         noise = rng.normal(size=shape)
-        if len(shape) == 1:
+        if name.endswith(".bias"):
+            weight = noise / 2
+        elif len(shape) == 1:
             weight = 1 + 0.2 * noise
         elif "embed_tokens" in name:
             weight = noise / 4
@@ -45,7 +47,7 @@ def write_loadable_folder(
     num_shards: int = 1,
     rope_scaling: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Return a folder with tokenizer.json, and `rope_scaling` in its config.json."""
+    """Write a folder with tokenizer.json, and `rope_scaling` in its config.json."""
     write_folder(folder, config, weights, num_shards)
     path = folder / "config.json"
     values = json.loads(path.read_text()) | {"rope_scaling": rope_scaling}
@@ -66,15 +68,37 @@ def write_loadable_gguf(
     *,
     linear_factor: float | None = None,
     rope_factors: np.ndarray | None = None,
+    rope_scaling: Mapping[str, str | int | float] | None = None,
+    more_tensors: Mapping[str, np.ndarray] | None = None,
+    split_max_tensors: int = 0,
 ) -> Path:
-    """Write a GGUF file with a tokenizer, and RoPE scaled by a number or a tensor."""
-    writer = gguf_writer(path, config)
+    """Write a GGUF file with a tokenizer, RoPE scaled by numbers or by tensors.
+
+    Args:
+        path: file to write; the parts of a set add their numbers to its name.
+        config: shape of the model.
+        weights: tensors by their Hugging Face names.
+        linear_factor: divisor of all positions, or `None`.
+        rope_factors: content of `rope_freqs.weight`, or `None`.
+        rope_scaling: values below `llama.rope.scaling`.
+        more_tensors: tensors by their GGUF names.
+        split_max_tensors: most tensors in a part of a set; 0 writes one file.
+
+    Returns:
+        The path that was asked for.
+    """
+    writer = gguf_writer(path, config, split_max_tensors=split_max_tensors)
     writer.add_tokenizer_model("llama")
     writer.add_token_scores([0.0] * config.vocab_size)
     if linear_factor is not None:
         writer.add_string("llama.rope.scaling.type", "linear")
         writer.add_float32("llama.rope.scaling.factor", linear_factor)
+    for key, value in (rope_scaling or {}).items():
+        adders = {str: writer.add_string, int: writer.add_uint32}
+        adders.get(type(value), writer.add_float32)(f"llama.rope.scaling.{key}", value)
     add_weights(writer, config, weights)
+    for name, tensor in (more_tensors or {}).items():
+        writer.add_tensor(name, tensor.astype(np.float32))
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", rope_factors.astype(np.float32))
     finish(writer)

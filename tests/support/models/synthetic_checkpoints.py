@@ -24,13 +24,16 @@ def random_weights(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 def permuted(rows: np.ndarray, num_heads: int) -> np.ndarray:
     """Return q or k rows in GGUF's order; `LlamaModel.permute` of llama.cpp."""
-    halves = rows.reshape(num_heads, 2, rows.shape[0] // num_heads // 2, -1)
+    size = rows.shape[0] // num_heads // 2
+    halves = rows.reshape(num_heads, 2, size, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def gguf_writer(path: Path, config: LlamaConfig, arch: str = "llama"):
+def gguf_writer(
+    path: Path, config: LlamaConfig, arch: str = "llama", split_max_tensors: int = 0
+):
     """Return a writer that has the metadata of `config`."""
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split_max_tensors)
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.hidden_size)
@@ -62,7 +65,7 @@ def add_weights(
             weight = permuted(weight, config.num_kv_heads)
         kind = F32 if weight.ndim == 1 else matrix_type
         data = gguf.quants.quantize(np.ascontiguousarray(weight), kind)
-        gguf_name = names.get_name(name, try_suffixes=(".weight",))
+        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         writer.add_tensor(gguf_name or name, data, raw_dtype=kind)
 
 
@@ -83,7 +86,7 @@ def write_gguf(path: Path, config: LlamaConfig, weights=None, matrix_type=F32) -
 
 
 def hf_config(config: LlamaConfig) -> dict[str, object]:
-    """Return the content of a config.json for `config`, which has plain RoPE."""
+    """Return the content of a config.json for `config`, without its RoPE scaling."""
     return {
         "model_type": "llama",
         "vocab_size": config.vocab_size,
@@ -97,6 +100,8 @@ def hf_config(config: LlamaConfig) -> dict[str, object]:
         "rms_norm_eps": config.rms_eps,
         "max_position_embeddings": config.context_length,
         "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": "self_attn.q_proj" in config.biases,
+        "mlp_bias": "mlp.up_proj" in config.biases,
     }
 
 
