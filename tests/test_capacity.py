@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deft_jax.capacity import DEFAULT_ROWS, SMALL_CHUNK, Capacity, bucket
-from deft_jax.engine.generation import Request
+from deft_jax.engine.request import Request
 from deft_jax.errors import CapacityError
 
 SIZES = ["requests", "rows", "nodes", "pages", "page_size", "chunk"]

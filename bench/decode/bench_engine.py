@@ -1,4 +1,4 @@
-"""The engine with its steps compiled ahead of time, a clock and a profiler."""
+"""An engine whose runner has programs compiled ahead of time, clock and profiler."""
 
 import dataclasses
 import time
@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from deft_jax.engine.engine import Engine, decode_program, run_prefill
-from deft_jax.runtime.state import DecodeState
+from deft_jax.engine.engine import Engine
+from deft_jax.engine.runner import Runner, decode_program, run_prefill
+from deft_jax.runtime.state import Chunk, DecodeState
+from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Planner
 
 from ..gpu.timing import Record
@@ -69,42 +72,58 @@ class BenchEngine(Engine):
     """Measures bursts of decode steps; everything else is the engine's own.
 
     Attributes:
-        bursts: of the last call.
-        record: profiles every second burst, cut to a single step; None profiles none.
+        runner: what measures.
     """
+
+    runner: "BenchRunner"
 
     def __init__(
         self, model, tokenizer, *, programs: Programs | None = None, **options: Any
     ) -> None:
-        """As `Engine`.
+        """Set the engine up.
 
         Args:
             model: the network.
-            tokenizer: of the model.
+            tokenizer: tokenizer of the model.
             programs: compiled steps of engines with this model.
-            options: of `Engine`.
+            options: keyword arguments for `Engine`.
         """
         super().__init__(model, tokenizer, **options)
+        self.runner = BenchRunner(model, self.method, programs or Programs())
+
+
+class BenchRunner(Runner):
+    """Compiles ahead of time, reads the clock and, where wanted, records kernels.
+
+    Attributes:
+        bursts: the bursts since the caller last emptied the list.
+        record: profiles every second burst, cut to a single step; None profiles none.
+    """
+
+    def __init__(self, model, method, programs: Programs) -> None:
+        super().__init__(model, method)
         self.bursts: list[Burst] = []
         self.record: Record | None = None
-        self._programs = programs or Programs()
+        self._programs = programs
         self._used: dict[Hashable, Any] = {}
 
-    def prefill(self, chunk) -> DecodeState:
-        """As `Engine`, compiled ahead of time."""
-        own = self.state.planner
+    def prefill(self, chunk: Chunk) -> DecodeState:
+        """Feed a chunk of prompts; return the new state."""
+        planner_state = self.state.planner
         args = self.model, dataclasses.replace(self.state, planner=()), chunk
         program = self._program("prefill", run_prefill, args, method=self.method)
-        self._state = dataclasses.replace(program(*args), planner=own)
+        self._state = dataclasses.replace(program(*args), planner=planner_state)
         return self.state
 
-    def decode(self, table, cut, max_steps: int, planner: Planner) -> DecodeState:
-        """As `Engine`, with the clock read and, where wanted, kernels recorded."""
+    def decode(
+        self, table: RequestTable, dropped: np.ndarray, max_steps: int, planner: Planner
+    ) -> DecodeState:
+        """Run up to `max_steps` steps, fewer while profiling; return the new state."""
         # The first burst of a call ends its prompt.
         recorded = self.record is not None and len(self.bursts) % 2 == 1
         if self.record is not None:
             max_steps = min(max_steps, 1 if recorded else STEPS_BETWEEN)
-        args = self.model, self.state, table, cut, jnp.int32(max_steps)
+        args = self.model, self.state, table, dropped, jnp.int32(max_steps)
         static = {"planner": planner, "method": self.method}
         program = self._program(planner, decode_program(), args, **static)
         burst = Burst(time.perf_counter())
@@ -116,11 +135,11 @@ class BenchEngine(Engine):
         return self.state
 
     def programs(self) -> list[Any]:
-        """The compiled steps that this engine has run."""
+        """Return the compiled steps that have run."""
         return list(self._used.values())
 
     def decode_program(self, planner: Planner) -> Any:
-        """The compiled decode loop of a planner that has run."""
+        """Return the compiled decode loop of a planner that has run."""
         return self._used[planner]
 
     def _program(self, step: Hashable, jitted, args, **static):

@@ -4,7 +4,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from deft_jax.cli.compilation_cache import (
+from deft_jax.engine.compilation_cache import (
     compilation_cache_folder,
     enable_compilation_cache,
 )
