@@ -84,9 +84,8 @@ class Capacity:
     ) -> "Capacity":
         """Return what a call needs, rounded up so that similar calls share a program.
 
-        Rows are rounded to a power of two, and there are nodes and pages for a branch
-        in every row: all n from 5 to 8 give the same capacity, and from 9 to 16. An
-        idle row costs time in every step, so that n = 1 and n = 2 do not share.
+        There are nodes and pages for a branch in every row, so that all n with the same
+        `row_bucket` give the same capacity: from 5 to 8, and from 9 to 16.
 
         Args:
             prompt_tokens: lengths of the prompts.
@@ -100,7 +99,7 @@ class Capacity:
         requests = min(len(prompt_tokens), max(1, max_rows // rows))
         longest = sorted(prompt_tokens, reverse=True)[:requests]
         prompt_pages = sum(-(-length // page_size) for length in longest)
-        all_rows = power_of_two(requests * rows)
+        all_rows = row_bucket(requests * rows)
         branches = max(requests * (nodes - 1), all_rows)
         branch_pages = branches * -(-max_new_tokens // page_size)
         return cls(
@@ -123,10 +122,16 @@ def bucket(value: int) -> int:
 
     At most a third of a capacity is unused, and few different ones are compiled.
     """
-    size = power_of_two(value)
+    size = 1 << max(value - 1, 0).bit_length()
     return size * 3 // 4 if size >= 4 and size * 3 // 4 >= value else size
 
 
-def power_of_two(value: int) -> int:
-    """Return the smallest power of two that is not below `value`."""
-    return 1 << max(value - 1, 0).bit_length()
+def row_bucket(rows: int) -> int:
+    """Return the smallest of 1, 2, 3, 4, 8, 16, 24, 32, ... that is not below `rows`.
+
+    It is `bucket` without 6 and 12: a step of 16 rows takes a CPU as long as one of 12.
+    Elsewhere an idle row costs what a busy one does, 18 % from 3 rows to 4, so that
+    n = 1 and n = 2 do not share (SmolLM2 in float32, 2 cores; `bench/NOTES.md`).
+    """
+    size = bucket(rows)
+    return {6: 8, 12: 16}.get(size, size)

@@ -19,8 +19,10 @@ from ..gpu.timing import Record
 from .setting import Programs
 
 STEPS_BETWEEN = 16
-"""Of the bursts between two that are profiled. Those are cut to single steps, since
-CUPTI loses kernels of loops in command buffers."""
+"""Steps of the bursts between two that are profiled.
+
+Those are cut to single steps, since CUPTI loses kernels of loops in command buffers.
+"""
 
 
 class IdsOnly:
@@ -29,27 +31,27 @@ class IdsOnly:
     eos_token_ids: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
-        """No text has tokens."""
+        """Refuse text: there is nothing to encode it with."""
         raise NotImplementedError("a model without a tokenizer takes token ids")
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """No text."""
+        """Return no text."""
         return ""
 
     def stream(self, context: Sequence[int]) -> "IdsOnly":
-        """No text, token by token."""
+        """Return a stream without text."""
         return self
 
     def copy(self) -> "IdsOnly":
-        """No text of a branch."""
+        """Return the stream of a branch, without text."""
         return self
 
     def push(self, token: int) -> str:
-        """No text of a token."""
+        """Return no text of a token."""
         return ""
 
     def flush(self) -> str:
-        """No text at the end."""
+        """Return no text at the end."""
         return ""
 
 
@@ -154,7 +156,7 @@ class BenchRunner(Runner):
 def _profile(
     burst: Burst, record: Record, call: Callable[[], DecodeState]
 ) -> DecodeState:
-    """Run a burst and writes down the kernels that it started."""
+    """Run a burst and write down the kernels that it started."""
     states: list[DecodeState] = []
 
     def run() -> jax.Array:
@@ -169,7 +171,7 @@ def _profile(
 
 
 def peak_bytes(programs: Iterable[Any]) -> int | None:
-    """Device memory of the largest of some compiled programs, as the compiler counts.
+    """Return the device memory of the largest of some programs, as XLA counts it.
 
     Arguments, results and temporaries; None where the compiler does not say.
     """
@@ -183,6 +185,6 @@ def _bytes(memory) -> int:
 
 
 def device_bytes() -> int | None:
-    """Memory of the default device, None if it does not say."""
+    """Return the memory of the default device, None if it does not say."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats.get("bytes_limit")

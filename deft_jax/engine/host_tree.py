@@ -154,11 +154,12 @@ class HostTree:
             What listeners are told; None if the node is a draft or had ended before.
         """
         branch = self.branches[node]
+        if branch.generated >= self._limit and not branch.draft:
+            # The strategy should have ended it; what it draws too much is left out.
+            branch.finish("length")
         if self.has_ended(node):
             return None
         text = branch.grow(token, logprob)
-        if reason is None and branch.generated >= self._limit and not branch.draft:
-            reason = "length"
         if reason is not None:
             text += branch.finish(reason)
         if branch.draft:

@@ -176,3 +176,34 @@ def test_close_forgets_drafts_that_were_not_judged():
     tree.close("interrupted")
     assert [node.id for node in tree.nodes()] == [ROOT, trunk]
     assert tree.nodes()[1].finish_reason == "interrupted"
+
+
+def test_a_path_takes_no_more_tokens_than_its_limit():
+    tree = HostTree(0, [7], "the prompt", PieceTokenizer(), ("cab",), limit=3)
+    trunk = tree.branch(ROOT)
+    grow(tree, trunk, AB, C)
+    child = tree.branch(trunk)
+    assert [e and e.token for e in grow(tree, child, D, C, D)] == [D, None, None]
+    grow(tree, trunk, C, C)
+    assert (tree.branches[child].tokens, text(tree, child)) == ([D], "cd")
+    assert tree.branches[child].finish_reason == "length"
+    assert tree.branches[trunk].tokens == [AB, C, C]
+
+
+def test_accepted_drafts_are_held_to_the_limit():
+    tree = HostTree(0, [7], "the prompt", PieceTokenizer(), (), limit=3)
+    trunk = tree.branch(ROOT)
+    grow(tree, trunk, AB)
+    assert len(tree.accept(draft_chain(tree, trunk, C, D, END)[-1])) == 2
+    assert tree.branches[trunk].tokens == [AB, C, D]
+    assert tree.has_ended(trunk)
+
+
+def test_a_request_that_fails_before_its_first_token_marks_the_prompt():
+    tree = new_tree()
+    tree.fail("not-finite")
+    assert [node.finish_reason for node in tree.nodes()] == ["not-finite"]
+    grown = new_tree()
+    grow(grown, grown.branch(ROOT), AB)
+    grown.fail("not-finite")
+    assert [node.finish_reason for node in grown.nodes()] == [None, "not-finite"]

@@ -8,6 +8,7 @@ import pytest
 
 from deft_jax.engine.host_tree import HostTree
 from deft_jax.engine.log_replay import LogReplay
+from deft_jax.errors import DeftError
 from deft_jax.results.tree_node import ROOT
 from deft_jax.runtime.state import StepLog
 from deft_jax.strategies.protocol import LENGTH, STOP
@@ -217,3 +218,21 @@ def test_a_stop_string_in_drafts_cuts_the_trunk_once_they_are_accepted():
     replay.play(burst([row(7, 7, "d", accept=3)]))
     assert texts(tree) == {1: "a"}
     assert dropped(replay) == [7]
+
+
+def test_a_request_that_has_ended_is_not_continued():
+    tree, replay = start()
+    replay.play(burst(fork((7, "a"))))
+    tree.close("pruned")
+    replay.forget(tree)
+    with pytest.raises(DeftError, match="continue 7 of 10 nodes, which holds no token"):
+        replay.play(burst([row(7, 7, "b")]))
+    assert texts(tree) == {1: "a"}
+
+
+def test_accepting_what_is_not_there_is_nothing():
+    tree, replay = start()
+    replay.play(burst([*fork((7, "a")), draft(NODES, 2, "b")]))
+    events = replay.play(burst([row(7, 7, "c", accept=7)], [row(7, 7, "d", accept=2)]))
+    assert [event.text for event in events] == ["c", "d"]
+    assert replay.play(burst([row(7, 7, "e", accept=9)]))[0].text == "e"
