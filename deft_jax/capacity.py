@@ -45,6 +45,7 @@ class Capacity:
     chunk: int = LARGE_CHUNK
 
     def __post_init__(self):
+        """Check the sizes."""
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, int):
                 raise CapacityError(

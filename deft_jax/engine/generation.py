@@ -1,27 +1,24 @@
 """One call of the engine: admits requests, feeds prompts, runs bursts of steps."""
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deft_jax.accounting.sizes import AttentionSizes, kv_bytes
 from deft_jax.capacity import bucket
-from deft_jax.engine.compilation_cache import watch_compilations
 from deft_jax.engine.host_tree import HostTree, Tokenizer
 from deft_jax.engine.log_replay import LogReplay
+from deft_jax.engine.progress import Progress
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner
 from deft_jax.engine.scheduler import Part, Scheduler
-from deft_jax.results.counters import Phase, Status
+from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.tree_node import FinishReason, TokenEvent
-from deft_jax.runtime.forward import Model
 from deft_jax.runtime.state import DecodeState, StepLog
 from deft_jax.sampling.params import Sampling, rows_for
 from deft_jax.sampling.request_table import RequestTable
@@ -61,7 +58,6 @@ class Generation:
         self.runner, self.tokenizer = runner, tokenizer
         self.strategy, self.sampling = strategy, sampling
         self.capacity = runner.capacity
-        self.sizes = _attention_sizes(runner.model)
         self.requests = requests
         self.scheduler = Scheduler(requests, self.capacity)
         self.trees = [
@@ -70,17 +66,10 @@ class Generation:
         ]
         self.replay = LogReplay(self.capacity.nodes, runner.model.config.vocab_size)
         self.notices: dict[int, str] = {}
-        self.begin = time.perf_counter()
-        self.prefill_s = self.decode_s = 0.0
-        self.most_pages = 0
-        self.decoded_until = 0.0
+        prompt_tokens = sum(len(r.prompt) for r in requests)
+        self.progress = Progress(runner.model, self.capacity, prompt_tokens)
         self.ahead: Burst | None = None
         self.no_node = np.zeros(self.capacity.nodes, bool)
-        self.status = Status(
-            phase="prefill",
-            pages_total=self.capacity.pages,
-            prompt_tokens_total=sum(len(r.prompt) for r in requests),
-        )
 
     def run(
         self,
@@ -94,7 +83,7 @@ class Generation:
             DeftError: the strategy's plans cannot be carried out.
         """
         self.on_token = on_token or (lambda event: None)
-        self.on_status = on_status or (lambda status: None)
+        self.progress.on_status = on_status or (lambda status: None)
         streams = on_token is not None or should_stop is not None
         should_stop = should_stop or (lambda: False)
         burst_steps = STREAM_STEPS if streams or self.sampling.stop else None
@@ -105,8 +94,7 @@ class Generation:
         except BaseException:
             self.runner.reset()
             raise
-        self.status = dataclasses.replace(self.status, pages_used=self.most_pages)
-        self._report("done", "")
+        self.progress.conclude()
         return [self._conclude(request) for request in self.requests]
 
     def _run(self, burst_steps: int, should_stop: Callable[[], bool]) -> None:
@@ -146,7 +134,7 @@ class Generation:
         begin = time.perf_counter()
         while parts := self.scheduler.next_parts():
             first = self.runner.is_first("prefill")
-            with self._preparing("prefill") if first else nullcontext():
+            with self.progress.preparing("prefill") if first else nullcontext():
                 state = self.runner.prefill(self.scheduler.chunk(parts))
             names = "overflow", "roots", "not_finite"
             seen = jax.device_get({name: _looked_at(state)[name] for name in names})
@@ -155,13 +143,10 @@ class Generation:
                 continue
             self.scheduler.note_fed(parts)
             self._start(parts, seen)
-        self.prefill_s += time.perf_counter() - begin
+        self.progress.prefill_s += time.perf_counter() - begin
 
     def _start(self, parts: list[Part], seen: dict[str, np.ndarray]) -> None:
         """Note what a chunk has fed, and end the requests that it found not finite."""
-        read = sum(part.end - part.begin for part in parts)
-        done = self.status.prompt_tokens_done + read
-        self.status = dataclasses.replace(self.status, prompt_tokens_done=done)
         for slot in {part.slot for part in parts}:
             root, tree = seen["roots"][slot], self._tree(slot)
             if seen["not_finite"][slot]:
@@ -169,9 +154,8 @@ class Generation:
                 self._drop(root)
             elif self.scheduler.is_fed(slot):
                 self.replay.start(int(root), tree)
-        waiting = len(self.scheduler.waiting)
-        more = f"; {waiting} more prompts wait for their turn" if waiting else ""
-        self._report("prefill", f"read {done} prompt tokens{more}")
+        read = sum(part.end - part.begin for part in parts)
+        self.progress.count_prompt(read, len(self.scheduler.waiting))
 
     def _give_up(self, slot: int, roots: np.ndarray) -> None:
         """Free what a request took whose prompt does not fit.
@@ -179,8 +163,7 @@ class Generation:
         It waits until another request ends; if there is none it ends with a notice.
         """
         fed = self.scheduler.fed(slot)
-        done = self.status.prompt_tokens_done - fed
-        self.status = dataclasses.replace(self.status, prompt_tokens_done=done)
+        self.progress.count_prompt(-fed, len(self.scheduler.waiting) + 1)
         if len(self.scheduler.active) > 1:
             self.scheduler.put_back(slot)
         else:
@@ -205,14 +188,12 @@ class Generation:
             # that ends the last request, or that did not fit, nothing is decoded.
             self.ahead = self._begin(self.runner.log_steps, self.no_node)
         seen = jax.device_get(burst.report)
-        now = time.perf_counter()
-        self.decode_s += now - max(burst.begin, self.decoded_until)
-        self.decoded_until = now
+        self.progress.note_decoded(burst.begin)
         seen["log"] = StepLog.unpack(seen["log"])
         events = self.replay.play(seen)
         for event in events:
             self.on_token(event)
-        self._count(seen, len(events))
+        self.progress.count_burst(seen, len(events))
         self._end_done(seen)
         return bool(seen["overflow"])
 
@@ -225,40 +206,22 @@ class Generation:
         """
         planner = self.strategy.planner
         if self.runner.is_first("decode", planner):
-            with self._preparing("decode"):
+            with self.progress.preparing("decode"):
                 # No step: compiling is not decoding time.
                 self.runner.decode(self.table, self.no_node, 0, planner)
         begin = time.perf_counter()
         state = self.runner.decode(self.table, dropped, steps, planner)
         return Burst(_copy(_looked_at(state)), begin)
 
-    def _count(self, seen: dict[str, Any], num_tokens: int) -> None:
-        """Add a burst to the counters and report them."""
-        status = self.status
-        tokens = status.generated_tokens + num_tokens
-        tree, paths = count_reads(seen["log"], int(seen["step"]))
-        tree += status.kv_tokens_read
-        paths += status.kv_tokens_read_per_sequence
-        pages_used = self.capacity.pages - int(seen["num_free_pages"])
-        self.most_pages = max(self.most_pages, pages_used)
-        self.status = dataclasses.replace(
-            status,
-            generated_tokens=tokens,
-            tokens_per_s=tokens / self.decode_s,
-            live_branches=int((seen["row_node"] < self.capacity.nodes).sum()),
-            pages_used=pages_used,
-            kv_tokens_read=tree,
-            kv_tokens_read_per_sequence=paths,
-            kv_bytes_read=kv_bytes(tree, self.sizes),
-            kv_bytes_read_per_sequence=kv_bytes(paths, self.sizes),
-        )
-        self._report("decode", "")
-
     def _end_done(self, seen: dict[str, Any]) -> None:
         """Close the trees that the device has ended, and give their rows back."""
-        roots = seen["roots"]
-        for slot in [s for s in self.scheduler.active if roots[s] >= len(self.no_node)]:
-            tree = self._tree(slot)
+        for slot in list(self.scheduler.active):
+            tree, root = self._tree(slot), int(seen["roots"][slot])
+            if root < self.capacity.nodes:
+                if seen["not_finite"][slot]:
+                    # The plan that would have ended it did not fit.
+                    self.replay.drop(root)
+                continue
             if seen["not_finite"][slot]:
                 self._fail(slot, "not-finite", "the logits of a branch")
             else:
@@ -273,11 +236,12 @@ class Generation:
         self._end_active("capacity")
 
     def _ran_out(self) -> str:
+        tokens = self.progress.status.generated_tokens
         return (
             f"the KV pool of {self.capacity.pages} pages of "
             f"{self.capacity.page_size} tokens and {self.capacity.nodes} nodes ran "
-            f"out after {self.status.generated_tokens} tokens; what was generated "
-            "is kept; raise the capacity, or lower n or max_new_tokens"
+            f"out after {tokens} tokens; what was generated is kept; raise the "
+            "capacity, or lower n or max_new_tokens"
         )
 
     def _end_active(self, reason: FinishReason) -> None:
@@ -318,55 +282,12 @@ class Generation:
             request=request.index,
             prompt=request.text,
             nodes=self.trees[request.index].nodes(),
-            stats=self.status,
-            prefill_s=self.prefill_s,
-            decode_s=self.decode_s,
+            stats=self.progress.status,
+            prefill_s=self.progress.prefill_s,
+            decode_s=self.progress.decode_s,
             notice=self.notices.get(request.index),
         )
         return self.strategy.conclude(tree)
-
-    @contextmanager
-    def _preparing(self, step: str) -> Iterator[None]:
-        """Report that a program is made, and whether it was compiled for that.
-
-        JAX says whether a program is read from a cache only when it is there.
-        """
-        self._report("compile", f"preparing the {step} step")
-        with watch_compilations() as compilations:
-            yield
-        if compilations.seconds:
-            kept = "; kept for next time" if compilations.kept else ""
-            took = f"{compilations.seconds:.1f} s"
-            self._report("compile", f"compiled the {step} step in {took}{kept}")
-
-    def _report(self, phase: Phase, message: str) -> None:
-        """Tell the listener the counters."""
-        elapsed = time.perf_counter() - self.begin
-        self.status = dataclasses.replace(
-            self.status, phase=phase, message=message, elapsed_s=elapsed
-        )
-        self.on_status(self.status)
-
-
-def count_reads(log: StepLog, num_steps: int) -> tuple[int, int]:
-    """Return the cached tokens that logged steps read, and along all paths alone.
-
-    Each number of the log is an int32; the sums have no limit.
-    """
-    tree = log.tree_tokens[:num_steps, 0].sum(dtype=np.int64)
-    paths = log.path_tokens[:num_steps].sum(dtype=np.int64)
-    return int(tree), int(paths)
-
-
-def _attention_sizes(model: Model) -> AttentionSizes:
-    config = model.config
-    return AttentionSizes(
-        num_q_heads=config.num_q_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        itemsize=jnp.dtype(model.dtype).itemsize,
-        num_layers=config.num_layers,
-    )
 
 
 def _looked_at(state: DecodeState) -> dict[str, jax.Array]:

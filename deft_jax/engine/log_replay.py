@@ -63,6 +63,10 @@ class LogReplay:
         dropped, self._dropped = self._dropped, np.zeros(self._num_nodes, bool)
         return dropped
 
+    def drop(self, device_node: int) -> None:
+        """End a device node with all below it."""
+        self._dropped[device_node] = True
+
     def drop_all(self) -> None:
         """End every device node."""
         self._dropped[:] = True

@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from deft_jax.engine.generation import count_reads
+from deft_jax.engine.progress import count_reads
 from deft_jax.runtime.state import StepLog
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
