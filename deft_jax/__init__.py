@@ -3,6 +3,7 @@
 from deft_jax.attention.api import tree_attention
 from deft_jax.attention.grouping import Grouping, WorkList, group
 from deft_jax.capacity import Capacity
+from deft_jax.engine.compilation_cache import enable_compilation_cache
 from deft_jax.engine.engine import Engine
 from deft_jax.errors import CapacityError, DeftError
 from deft_jax.kv.pool import LayerKV, create_pool, write
@@ -42,6 +43,7 @@ __all__ = [
     "append",
     "branch",
     "create_pool",
+    "enable_compilation_cache",
     "group",
     "prune",
     "tree_attention",

@@ -6,8 +6,19 @@ from collections.abc import Sequence
 from deft_jax.errors import CapacityError
 
 DEFAULT_PAGE_SIZE = 64
-DEFAULT_ROWS = 64
+"""Tokens per page."""
+
+DEFAULT_ROWS = 128
+"""Branches that grow at the same time, unless one request has more."""
+
 SMALL_CHUNK, LARGE_CHUNK = 64, 256
+"""Prompt tokens per step, for short prompts and for all others."""
+
+MIN_REQUESTS = 4
+"""Fewest request slots, so that calls of few prompts share a compilation."""
+
+MIN_PAGES = 16
+"""Fewest pages of the pool, for the same reason."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +34,7 @@ class Capacity:
         chunk: prompt tokens fed per step.
 
     Raises:
-        CapacityError: a size is below 1.
+        CapacityError: a size is no integer, or below 1.
     """
 
     requests: int
@@ -34,7 +45,12 @@ class Capacity:
     chunk: int = LARGE_CHUNK
 
     def __post_init__(self):
+        """Check the sizes."""
         for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise CapacityError(
+                    f"capacity: {name} must be an integer, got {value!r:.60}"
+                )
             if value < 1:
                 raise CapacityError(f"capacity: {name} must be at least 1, got {value}")
 
@@ -44,11 +60,11 @@ class Capacity:
         return self.pages * self.page_size
 
     def pages_for(self, num_tokens: int) -> int:
-        """Pages that a node of so many tokens takes."""
+        """Return the pages that a node of so many tokens takes."""
         return -(-num_tokens // self.page_size)
 
     def covers(self, other: "Capacity") -> bool:
-        """True if whatever fits `other` fits this, with pages and chunks alike."""
+        """Say whether whatever fits `other` fits this, with equal rows and chunks."""
         sizes = ("requests", "nodes", "pages")
         return (
             all(getattr(self, name) >= getattr(other, name) for name in sizes)
@@ -65,8 +81,12 @@ class Capacity:
         rows: int,
         nodes: int,
         page_size: int = DEFAULT_PAGE_SIZE,
+        max_rows: int = DEFAULT_ROWS,
     ) -> "Capacity":
-        """What a call needs, rounded up so that similar calls share a compilation.
+        """Return what a call needs, rounded up so that similar calls share a program.
+
+        There are nodes and pages for a branch in every row, so that all n with the same
+        `row_bucket` give the same capacity: from 5 to 8, and from 9 to 16.
 
         Args:
             prompt_tokens: lengths of the prompts.
@@ -74,32 +94,45 @@ class Capacity:
             rows: query rows per request (`Strategy.rows`).
             nodes: nodes per request (`Strategy.nodes`).
             page_size: tokens per page.
+            max_rows: rows of all requests that decode at the same time; a request that
+                needs more has them, alone.
         """
-        requests = min(len(prompt_tokens), max(1, DEFAULT_ROWS // rows))
+        requests = min(len(prompt_tokens), max(1, max_rows // rows))
         longest = sorted(prompt_tokens, reverse=True)[:requests]
         prompt_pages = sum(-(-length // page_size) for length in longest)
-        branch_pages = requests * (nodes - 1) * -(-max_new_tokens // page_size)
+        all_rows = row_bucket(requests * rows)
+        branches = max(requests * (nodes - 1), all_rows)
+        branch_pages = branches * -(-max_new_tokens // page_size)
         return cls(
-            requests=bucket(requests),
-            rows=bucket(requests * rows),
-            nodes=bucket(requests * nodes),
-            pages=bucket(max(16, prompt_pages + branch_pages)),
+            requests=bucket(max(MIN_REQUESTS, requests)),
+            rows=all_rows,
+            nodes=bucket(requests + branches),
+            pages=bucket(max(MIN_PAGES, prompt_pages + branch_pages)),
             page_size=page_size,
             chunk=chunk_for(sum(longest)),
         )
 
 
 def chunk_for(prompt_tokens: int) -> int:
-    """Prompt tokens to feed per step, for prompts of so many tokens together."""
+    """Return the prompt tokens to feed per step, for so many of all prompts."""
     return SMALL_CHUNK if prompt_tokens <= SMALL_CHUNK else LARGE_CHUNK
 
 
 def bucket(value: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, ... that is not below `value`.
+    """Return the smallest of 1, 2, 3, 4, 6, 8, 12, 16, ... that is not below `value`.
 
     At most a third of a capacity is unused, and few different ones are compiled.
     """
-    size = 1
-    while size < value:
-        size *= 2
+    size = 1 << max(value - 1, 0).bit_length()
     return size * 3 // 4 if size >= 4 and size * 3 // 4 >= value else size
+
+
+def row_bucket(rows: int) -> int:
+    """Return the smallest of 1, 2, 3, 4, 8, 16, 24, 32, ... that is not below `rows`.
+
+    It is `bucket` without 6 and 12: a step of 16 rows takes a CPU as long as one of 12.
+    Elsewhere an idle row costs what a busy one does, 18 % from 3 rows to 4, so that
+    n = 1 and n = 2 do not share (SmolLM2 in float32, 2 cores; `bench/NOTES.md`).
+    """
+    size = bucket(rows)
+    return {6: 8, 12: 16}.get(size, size)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deft_jax.capacity import DEFAULT_ROWS, SMALL_CHUNK, Capacity, bucket
-from deft_jax.engine.generation import Request
+from deft_jax.capacity import DEFAULT_ROWS, SMALL_CHUNK, Capacity, bucket, row_bucket
+from deft_jax.engine.request import Request
 from deft_jax.errors import CapacityError
 
 SIZES = ["requests", "rows", "nodes", "pages", "page_size", "chunk"]
@@ -35,6 +35,38 @@ def test_bucket_is_the_smallest_of_its_series_that_fits(value):
 @given(st.integers(1, 10**9))
 def test_at_most_a_third_of_a_bucket_is_unused(value):
     assert 3 * (bucket(value) - value) <= bucket(value)
+
+
+@given(st.integers(1, 10**9))
+def test_rows_are_a_bucket_of_their_own(rows):
+    size = row_bucket(rows)
+    assert size >= rows and bucket(size) == size and size not in (6, 12)
+    assert size <= 2 * rows and row_bucket(size) == size
+
+
+@pytest.mark.parametrize("numbers", [range(5, 9), range(9, 17), range(17, 25)])
+def test_numbers_of_branches_share_a_capacity(numbers):
+    made = {
+        Capacity.for_requests([prompt], 256, n, n + 1)
+        for n in numbers
+        for prompt in (1, 5, 64)
+    }
+    assert len(made) == 1
+
+
+def test_few_prompts_share_the_capacity_of_one():
+    one = Capacity.for_requests([9], 100, rows=8, nodes=9)
+    two = Capacity.for_requests([4, 5], 100, rows=4, nodes=5)
+    four = Capacity.for_requests([2, 2, 2, 3], 100, rows=2, nodes=3)
+    assert one.rows == two.rows == four.rows
+    assert one.requests == two.requests == four.requests == 4
+
+
+def test_eight_prompts_of_sixteen_branches_decode_together():
+    made = Capacity.for_requests([10] * 8, 256, rows=16, nodes=17)
+    assert (made.requests, made.rows) == (8, 128)
+    half = Capacity.for_requests([10] * 8, 256, rows=16, nodes=17, max_rows=64)
+    assert (half.requests, half.rows) == (4, 64)
 
 
 @pytest.mark.parametrize("name", SIZES)

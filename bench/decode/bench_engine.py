@@ -1,4 +1,4 @@
-"""The engine with its steps compiled ahead of time, a clock and a profiler."""
+"""An engine whose runner has programs compiled ahead of time, clock and profiler."""
 
 import dataclasses
 import time
@@ -7,17 +7,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from deft_jax.engine.engine import Engine, decode_program, run_prefill
-from deft_jax.runtime.state import DecodeState
+from deft_jax.engine.engine import Engine
+from deft_jax.engine.runner import Runner, decode_program, run_prefill
+from deft_jax.runtime.state import Chunk, DecodeState
+from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Planner
 
 from ..gpu.timing import Record
 from .setting import Programs
 
 STEPS_BETWEEN = 16
-"""Of the bursts between two that are profiled. Those are cut to single steps, since
-CUPTI loses kernels of loops in command buffers."""
+"""Steps of the bursts between two that are profiled.
+
+Those are cut to single steps, since CUPTI loses kernels of loops in command buffers.
+"""
 
 
 class IdsOnly:
@@ -26,27 +31,27 @@ class IdsOnly:
     eos_token_ids: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
-        """No text has tokens."""
+        """Refuse text: there is nothing to encode it with."""
         raise NotImplementedError("a model without a tokenizer takes token ids")
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """No text."""
+        """Return no text."""
         return ""
 
     def stream(self, context: Sequence[int]) -> "IdsOnly":
-        """No text, token by token."""
+        """Return a stream without text."""
         return self
 
     def copy(self) -> "IdsOnly":
-        """No text of a branch."""
+        """Return the stream of a branch, without text."""
         return self
 
     def push(self, token: int) -> str:
-        """No text of a token."""
+        """Return no text of a token."""
         return ""
 
     def flush(self) -> str:
-        """No text at the end."""
+        """Return no text at the end."""
         return ""
 
 
@@ -69,42 +74,58 @@ class BenchEngine(Engine):
     """Measures bursts of decode steps; everything else is the engine's own.
 
     Attributes:
-        bursts: of the last call.
-        record: profiles every second burst, cut to a single step; None profiles none.
+        runner: what measures.
     """
+
+    runner: "BenchRunner"
 
     def __init__(
         self, model, tokenizer, *, programs: Programs | None = None, **options: Any
     ) -> None:
-        """As `Engine`.
+        """Set the engine up.
 
         Args:
             model: the network.
             tokenizer: the model's tokenizer.
             programs: compiled steps of engines with this model.
-            options: of `Engine`.
+            options: keyword arguments for `Engine`.
         """
         super().__init__(model, tokenizer, **options)
+        self.runner = BenchRunner(model, self.method, programs or Programs())
+
+
+class BenchRunner(Runner):
+    """Compiles ahead of time, reads the clock and, where wanted, records kernels.
+
+    Attributes:
+        bursts: the bursts since the caller last emptied the list.
+        record: profiles every second burst, cut to a single step; None profiles none.
+    """
+
+    def __init__(self, model, method, programs: Programs) -> None:
+        super().__init__(model, method)
         self.bursts: list[Burst] = []
         self.record: Record | None = None
-        self._programs = programs or Programs()
+        self._programs = programs
         self._used: dict[Hashable, Any] = {}
 
-    def prefill(self, chunk) -> DecodeState:
-        """As `Engine`, compiled ahead of time."""
-        own = self.state.planner
+    def prefill(self, chunk: Chunk) -> DecodeState:
+        """Feed a chunk of prompts; return the new state."""
+        planner_state = self.state.planner
         args = self.model, dataclasses.replace(self.state, planner=()), chunk
         program = self._program("prefill", run_prefill, args, method=self.method)
-        self._state = dataclasses.replace(program(*args), planner=own)
+        self._state = dataclasses.replace(program(*args), planner=planner_state)
         return self.state
 
-    def decode(self, table, cut, max_steps: int, planner: Planner) -> DecodeState:
-        """As `Engine`, with the clock read and, where wanted, kernels recorded."""
+    def decode(
+        self, table: RequestTable, dropped: np.ndarray, max_steps: int, planner: Planner
+    ) -> DecodeState:
+        """Run up to `max_steps` steps, fewer while profiling; return the new state."""
         # The first burst of a call ends its prompt.
         recorded = self.record is not None and len(self.bursts) % 2 == 1
         if self.record is not None:
             max_steps = min(max_steps, 1 if recorded else STEPS_BETWEEN)
-        args = self.model, self.state, table, cut, jnp.int32(max_steps)
+        args = self.model, self.state, table, dropped, jnp.int32(max_steps)
         static = {"planner": planner, "method": self.method}
         program = self._program(planner, decode_program(), args, **static)
         burst = Burst(time.perf_counter())
@@ -116,11 +137,11 @@ class BenchEngine(Engine):
         return self.state
 
     def programs(self) -> list[Any]:
-        """The compiled steps that this engine has run."""
+        """Return the compiled steps that have run."""
         return list(self._used.values())
 
     def decode_program(self, planner: Planner) -> Any:
-        """The compiled decode loop of a planner that has run."""
+        """Return the compiled decode loop of a planner that has run."""
         return self._used[planner]
 
     def _program(self, step: Hashable, jitted, args, **static):
@@ -135,7 +156,7 @@ class BenchEngine(Engine):
 def _profile(
     burst: Burst, record: Record, call: Callable[[], DecodeState]
 ) -> DecodeState:
-    """Run a burst and writes down the kernels that it started."""
+    """Run a burst and write down the kernels that it started."""
     states: list[DecodeState] = []
 
     def run() -> jax.Array:
@@ -150,7 +171,7 @@ def _profile(
 
 
 def peak_bytes(programs: Iterable[Any]) -> int | None:
-    """Device memory of the largest of some compiled programs, as the compiler counts.
+    """Return the device memory of the largest of some programs, as XLA counts it.
 
     Arguments, results and temporaries; None where the compiler does not say.
     """
@@ -164,6 +185,6 @@ def _bytes(memory) -> int:
 
 
 def device_bytes() -> int | None:
-    """Memory of the default device, None if it does not say."""
+    """Return the memory of the default device, None if it does not say."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats.get("bytes_limit")

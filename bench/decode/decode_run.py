@@ -102,7 +102,7 @@ def _measured(
     times = _timed(engine, workload, prompt)
     parts = {}
     if profile and setting.record is not None:
-        engine.record = setting.record
+        engine.runner.record = setting.record
         _generate(engine, workload, prompt)
         parts = _parts(engine, workload)
     known = account(workload, method, setting)
@@ -115,7 +115,7 @@ def _measured(
         | known
         | {
             "roofline_fraction": round(fraction, 4),
-            "peak_bytes": peak_bytes(engine.programs()),
+            "peak_bytes": peak_bytes(engine.runner.programs()),
         }
     )
 
@@ -139,9 +139,9 @@ def _generate(
     Raises:
         CapacityError: pages or nodes ran out.
     """
-    engine.bursts = []
+    engine.runner.bursts = []
     strategy = workload.strategy
-    stop = None if bursts is None else lambda: len(engine.bursts) > bursts
+    stop = None if bursts is None else lambda: len(engine.runner.bursts) > bursts
     [tree] = engine.generate(
         [prompt], strategy, strategy.sampling, on_status=on_status, should_stop=stop
     )
@@ -161,7 +161,7 @@ def _timed(engine: BenchEngine, workload: Workload, prompt: list[int]) -> dict:
     begin = time.perf_counter()
     tree = _generate(engine, workload, prompt, on_status=on_status)
     end = time.perf_counter()
-    decode_s = decoded[-1] - engine.bursts[0].begin
+    decode_s = decoded[-1] - engine.runner.bursts[0].begin
     tokens, steps = workload.output_tokens, workload.template.steps
     return {
         "step_ms": round(decode_s / steps * 1e3, 4),
@@ -181,13 +181,13 @@ def _parts(engine: BenchEngine, workload: Workload) -> dict:
     """
     total: Counter[str] = Counter()
     steps = 0
-    for burst in engine.bursts:
+    for burst in engine.runner.bursts:
         total.update(burst.kernels or {})
         steps += burst.steps or 0
     if not steps:
         return {}
     kernels = {name: ms / steps for name, ms in total.most_common()}
-    text = engine.decode_program(workload.strategy.planner).as_text()
+    text = engine.runner.decode_program(workload.strategy.planner).as_text()
     parts = split(kernels, text)
     longest = list(kernels.items())[:MOST_KERNELS]
     return {name: round(parts.get(name, 0.0), 5) for name in PARTS} | {

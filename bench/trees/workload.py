@@ -15,7 +15,7 @@ from deft_jax.accounting.methods import (
     count_io,
     total,
 )
-from deft_jax.accounting.tree_steps import TreeSteps, replay
+from deft_jax.accounting.tree_steps import TreeSteps, search_stretches
 from deft_jax.capacity import Capacity
 
 from ..report.data import describe
@@ -87,7 +87,7 @@ class Workload:
     def _steps(self) -> list[TreeSteps]:
         template = self.template
         if isinstance(template, TreeTemplate):
-            return list(replay(template.parents, template.tokens))
+            return list(search_stretches(template.parents, template.tokens))
         parents = np.array([-1, 0, *(1 + np.array(template.parents[1:], int))])
         tokens = np.ones((template.steps, len(parents)), int)
         tokens[:, 0] = template.prompt_tokens + template.kept[:-1]

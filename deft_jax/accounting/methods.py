@@ -31,7 +31,7 @@ the flattened tree, as our kernels do."""
 METHODS: tuple[Method, ...] = get_args(Method)
 
 FLOAT32_BYTES = 4
-"""Of a log-sum-exp, and of a softmax that is computed in float32."""
+"""Bytes of a log-sum-exp, and of an element of a softmax in float32."""
 
 ROW_GROUP = 8
 """Rows of a tile's partial result are written in groups of so many."""
@@ -68,7 +68,7 @@ class IOAccount:
 
 
 def total(accounts: Iterable[IOAccount]) -> IOAccount:
-    """The sum of accounts, such as those of the stretches of a run."""
+    """Add up accounts, such as those of the stretches of a run."""
     return sum(accounts, IOAccount())
 
 
@@ -78,12 +78,12 @@ def count_io(
     sizes: AttentionSizes,
     kernel: KernelSizes | None = None,
 ) -> IOAccount:
-    """Bytes that a method's attention moves in all layers and steps.
+    """Count the bytes that a method's attention moves in all layers and steps.
 
     Args:
         method: one of `METHODS`.
-        steps: of a tree.
-        sizes: of the model's attention.
+        steps: the tree, step by step.
+        sizes: sizes of the model's attention.
         kernel: parameters of the method's kernel.
 
     Raises:
@@ -104,7 +104,7 @@ def count_io(
 def _per_sequence(
     steps: TreeSteps, sizes: AttentionSizes, kernel: KernelSizes
 ) -> IOAccount:
-    """Each node with queries is a sequence; its queries share the reads of its path."""
+    """Count reads of paths: a node with queries is a sequence, which they share."""
     paths = steps.along_path(steps.tokens)[:, steps.queries > 0]
     splits = kernel.num_splits
     rows = steps.num_steps * steps.num_queries * sizes.num_q_heads
@@ -116,7 +116,7 @@ def _per_sequence(
 
 
 def _medusa(steps: TreeSteps, sizes: AttentionSizes, kernel: KernelSizes) -> IOAccount:
-    """Dense attention with a mask, one operation after the other.
+    """Count dense attention with a mask, one operation after the other.
 
     Every query head writes and reads the logits, writes and reads the masked logits,
     and writes the softmax in float32, then writes and reads it as the values' type: 16
@@ -138,30 +138,34 @@ def _medusa(steps: TreeSteps, sizes: AttentionSizes, kernel: KernelSizes) -> IOA
 
 
 def _shared_tokens(steps: TreeSteps) -> int:
-    """Tokens that some query sees, over all steps."""
+    """Return the tokens that some query sees, over all steps."""
     return int(steps.tokens[:, steps.queries_below > 0].sum())
 
 
 def _deft_node(
     steps: TreeSteps, sizes: AttentionSizes, kernel: KernelSizes
 ) -> IOAccount:
-    """A group per node (the paper's section 3.3)."""
+    """Count a group per node (the paper's section 3.3)."""
     return _by_node(steps, sizes, kernel, (steps.tokens > 0).astype(np.int64))
 
 
 def _deft_node_chunk(
     steps: TreeSteps, sizes: AttentionSizes, kernel: KernelSizes
 ) -> IOAccount:
-    """A group per chunk of a node."""
+    """Count a group per chunk of a node."""
     return _by_node(steps, sizes, kernel, -(-steps.tokens // kernel.chunk_tokens))
 
 
 def _by_node(
     steps: TreeSteps, sizes: AttentionSizes, kernel: KernelSizes, groups: np.ndarray
 ) -> IOAccount:
-    """Every query has a partial result per group on its path, if there are several.
+    """Count a partial result per query and group on its path, if there are several.
 
-    groups: [S, N], of each node
+    Args:
+        steps: the tree, step by step.
+        sizes: sizes of the model's attention.
+        kernel: parameters of the kernel.
+        groups: [S, N] int64, groups that each node's tokens are in.
     """
     tile = kernel.tile_queries or steps.num_queries
     reads = steps.tokens.sum(axis=0) @ -(-steps.queries_below // tile)
@@ -176,14 +180,14 @@ def _by_node(
 
 
 def _partials(rows: int, sizes: AttentionSizes) -> int:
-    """Bytes of rows of partial outputs with a log-sum-exp, written and read."""
+    """Return the bytes of partial outputs with a log-sum-exp, written and read."""
     return 2 * rows * (sizes.row_bytes + FLOAT32_BYTES)
 
 
 def _deft_flatten(
     steps: TreeSteps, sizes: AttentionSizes, kernel: KernelSizes
 ) -> IOAccount:
-    """Blocks of the flattened tree in equal shares, as `attention.schedule` cuts them.
+    """Count equal shares of the flattened tree, as `attention.schedule` cuts them.
 
     Where a share ends within a tile, another piece of it begins. How many do is an
     estimate: the tokens that a tile sees are taken to fill its blocks, where a schedule
@@ -215,12 +219,12 @@ def _deft_flatten(
 
 
 def _share_ends(blocks: np.ndarray, workers: int) -> tuple[int, int]:
-    """End of shares within tiles, and the tiles that have any, over all steps.
+    """Count the ends of shares within tiles, and the tiles that have any.
 
     3 and 3 blocks, 4 workers:  x x|x  x|x|x  ->  3, 2
 
     Args:
-        blocks: [S, K * T], of each head's tiles.
+        blocks: [S, K * T] int64, blocks of each head's tiles in each step.
         workers: shares; the first ones are a block longer if they are not equal.
     """
     upto = np.pad(np.cumsum(blocks, axis=1), ((0, 0), (1, 0)))
@@ -237,7 +241,7 @@ def _share_ends(blocks: np.ndarray, workers: int) -> tuple[int, int]:
 
 
 def _piece_bytes(tile: int, sizes: AttentionSizes, kernel: KernelSizes) -> int:
-    """Bytes of the partial result of a piece, as `kernel_inputs.partial_bytes`."""
+    """Return the bytes of a piece's partial result, as `schedule` lays it out."""
     half_rows = -(-tile // kernel.halves) * sizes.group
     rows = -(-half_rows // ROW_GROUP) * ROW_GROUP
     lse_bytes = max(rows, TILE_ROWS) * FLOAT32_BYTES

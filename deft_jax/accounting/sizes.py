@@ -1,12 +1,9 @@
 """Sizes that an IO account depends on, apart from the tree's."""
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 from deft_jax.errors import DeftError
-
-if TYPE_CHECKING:
-    from deft_jax.pallas_kernels.kernel_spec import KernelSpec
+from deft_jax.pallas_kernels.kernel_spec import KernelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +63,14 @@ class KernelSizes:
 
     Attributes:
         num_splits: equal parts that `flash_decoding` and `radix` cut a sequence into.
-        chunk_tokens: of `deft_node_chunk`, most tokens of a chunk.
-        tile_queries: of the `deft_` methods, most queries that share a read of KV; None
+        chunk_tokens: most tokens of a chunk of `deft_node_chunk`.
+        tile_queries: most queries that share a read of KV in the `deft_` methods; None
             for no limit.
-        halves: of `deft_flatten`, warpgroups that a tile's queries are divided among.
-        block_tokens: of `deft_flatten`, tokens of the blocks that are shared out.
-        num_workers: of `deft_flatten`, equal shares that the work is cut into.
-        mask_bytes_per_token: of `deft_flatten`, mask of a cached token: 64 bits in the
-            paper's release; two int32 in our kernels.
+        halves: warpgroups that `deft_flatten` divides a tile's queries among.
+        block_tokens: tokens of the blocks that `deft_flatten` shares out.
+        num_workers: equal shares that `deft_flatten` cuts the work into.
+        mask_bytes_per_token: bytes of `deft_flatten`'s mask of a cached token: 64 bits
+            in the paper's release; two int32 in our kernels.
     """
 
     num_splits: int = 1
@@ -85,8 +82,8 @@ class KernelSizes:
     mask_bytes_per_token: int = 8
 
     @classmethod
-    def of(cls, spec: "KernelSpec") -> "KernelSizes":
-        """The parameters of our Hopper kernels.
+    def of(cls, spec: KernelSpec) -> "KernelSizes":
+        """Return the parameters of our Hopper kernels.
 
         Where a spec has `head_chunks`, its `num_kv_heads` counts each chunk, which
         reads the KV anew: give `AttentionSizes` that number.
@@ -109,7 +106,7 @@ class KernelSizes:
 
 
 def kv_bytes(num_tokens: int, sizes: AttentionSizes) -> int:
-    """Bytes of reading so many tokens' keys and values in every layer."""
+    """Return the bytes of reading so many tokens' keys and values in every layer."""
     return num_tokens * sizes.kv_token_bytes * sizes.num_layers
 
 

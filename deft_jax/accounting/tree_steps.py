@@ -35,12 +35,12 @@ class TreeSteps:
     def create(
         cls, parents: ArrayLike, tokens: ArrayLike, queries: ArrayLike | None = None
     ) -> "TreeSteps":
-        """Check and completes a description.
+        """Check and complete a description.
 
         Args:
-            parents: [N].
-            tokens: [S, N], or [N] for a single step.
-            queries: [N]; by default one query per leaf, as in decoding.
+            parents: [N] integers, a parent before its children, NO_NODE for roots.
+            tokens: [S, N] integers, tokens of each node; [N] for a single step.
+            queries: [N] integers, by default one query per leaf, as in decoding.
 
         Raises:
             DeftError: shapes differ, a parent follows its child, a count is negative,
@@ -116,7 +116,7 @@ class TreeSteps:
         return first
 
     def tile_tokens(self, tile_queries: int) -> np.ndarray:
-        """[S, T] int64: tokens that each tile of neighbouring queries sees any of."""
+        """Return [S, T] int64, the tokens that any query of each tile sees."""
         begin, end = self.first_ranks, self.first_ranks + self.queries_below
         tile = np.arange(-(-self.num_queries // tile_queries)) * tile_queries
         sees = (begin[:, None] < tile + tile_queries) & (end[:, None] > tile)
@@ -125,7 +125,7 @@ class TreeSteps:
         return self.tokens @ sees.astype(np.int64)
 
     def along_path(self, values: np.ndarray) -> np.ndarray:
-        """[S, N]: sums of `values` [S, N] from the root down to each node."""
+        """Return [S, N], sums of `values` [S, N] from the root down to each node."""
         sums = values.copy()
         for node, parent in enumerate(self.parents):
             if parent != NO_NODE:
@@ -150,7 +150,7 @@ def _check_nodes(wrong: np.ndarray, expected: str, got, advice: str) -> None:
 
 
 def few_shot(prompt_tokens: int, num_leaves: int, num_steps: int) -> TreeSteps:
-    """A prompt with leaves that hold `i` tokens in step `i`, counted from 1.
+    """Return a prompt with leaves that hold `i` tokens in step `i`, counted from 1.
 
     The paper's few-shot prompting (arXiv 2404.00242, section 4).
 
@@ -163,8 +163,10 @@ def few_shot(prompt_tokens: int, num_leaves: int, num_steps: int) -> TreeSteps:
     return TreeSteps.create(parents, tokens, np.arange(1 + num_leaves) > 0)
 
 
-def replay(parents: Sequence[int], tokens: Sequence[int]) -> Iterator[TreeSteps]:
-    """The steps of a recorded search, a stretch for every change of the live tree.
+def search_stretches(
+    parents: Sequence[int], tokens: Sequence[int]
+) -> Iterator[TreeSteps]:
+    """Yield the steps of a recorded search, a stretch for every change of its tree.
 
     Roots are prompts and cost no step. Any other node of `n` tokens takes part in `n`
     steps, from its parent's end on. It is dropped once it has ended and no live leaf is
@@ -175,7 +177,7 @@ def replay(parents: Sequence[int], tokens: Sequence[int]) -> Iterator[TreeSteps]
         tokens: [N], tokens that each node has in the end.
 
     Raises:
-        DeftError: as `TreeSteps.create`.
+        DeftError: `TreeSteps.create` refuses the description.
     """
     whole = TreeSteps.create(parents, tokens, np.zeros(len(parents)))
     parent, size = whole.parents, whole.tokens[0]
@@ -195,7 +197,7 @@ def replay(parents: Sequence[int], tokens: Sequence[int]) -> Iterator[TreeSteps]
 
 
 def _spans(parent: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[N] twice: first step of each node, and one past its last."""
+    """Return [N] int64 twice, the first step of each node and one past its last."""
     begin, end = np.zeros_like(size), np.zeros_like(size)
     for node in np.flatnonzero(parent != NO_NODE):
         begin[node] = end[parent[node]]

@@ -135,7 +135,8 @@ class _Block:
 
     def attend(self, q, page, valid, state):
         """One block of online softmax; a row blind so far counts 1 per masked token,
-        which the factor exp(MASKED - peak) = 0 wipes out as soon as it sees one."""
+        which the factor exp(MASKED - peak) = 0 wipes out as soon as it sees one.
+        """
         peak, total, out = state
         k, v = (_gather_heads(x, page) for x in (self.k_pages, self.v_pages))
         scores = lax.dot_general(

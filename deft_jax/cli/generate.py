@@ -105,8 +105,8 @@ def _strategy(options: argparse.Namespace) -> "BestOfN":
 
 def _load(options: argparse.Namespace, view: View) -> tuple[Any, Any, str]:
     """Return the model, its tokenizer and its dtype's name."""
-    from deft_jax.cli.compilation_cache import enable_compilation_cache
     from deft_jax.cli.device import default_dtype
+    from deft_jax.engine.compilation_cache import enable_compilation_cache
     from deft_jax.models.load import load_model
 
     enable_compilation_cache()

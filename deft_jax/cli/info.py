@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from deft_jax.attention.implementations import default_implementation
-from deft_jax.cli.device import default_dtype, free_bytes
+from deft_jax.cli.device import default_dtype
+from deft_jax.engine.device_memory import free_bytes
 from deft_jax.models.checkpoints.checkpoint import open_checkpoint
 from deft_jax.results.terminal_text import one_line
 

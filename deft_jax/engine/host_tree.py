@@ -1,6 +1,7 @@
-"""The host's record of a tree: replays the log of the decode loop, and writes text."""
+"""The tree of one request on the host: its tokens, its text, and how branches end."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,24 +17,50 @@ class Tokenizer(Protocol):
     """
 
     @property
-    def eos_token_ids(self) -> tuple[int, ...]: ...
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text."""
+        ...
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Return the text of token ids."""
+        ...
 
-    def stream(self, context: Sequence[int]) -> Any: ...
+    def stream(self, context: Sequence[int]) -> Any:
+        """Return a stream that turns the tokens behind a context into text.
+
+        It has `push(token)` and `flush()`, which return the text that became certain,
+        and `copy()`.
+        """
+        ...
 
 
 @dataclasses.dataclass
 class Branch:
-    """A node that may still grow, with the state of its text."""
+    """A node of the result that may still grow, with the state of its text.
+
+    Attributes:
+        id: number of the node within its tree.
+        parent: id of the parent; None for the prompt.
+        text_stream: turns tokens into text, from the parent's last token on.
+        stops: watches the text for stop strings.
+        draft: true for tokens that may still be rejected.
+        generated: tokens generated on the path down to the branch's last token.
+        tokens: token ids.
+        logprobs: log-probability of each token.
+        text: the text that is certain.
+        finish_reason: why the branch ended; None while it grows.
+    """
 
     id: int
     parent: int | None
     text_stream: Any
     stops: StopMatcher
     draft: bool = False
+    generated: int = 0
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     text: str = ""
@@ -43,6 +70,7 @@ class Branch:
         """Add a token; return the text that is now certain."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        self.generated += 1
         text = self.stops.push(self.text_stream.push(token), token)
         if self.stops.stop_at is not None:
             self.finish_reason = "stop"
@@ -61,12 +89,13 @@ class Branch:
         return text
 
 
-class Record:
-    """One request's tree as it grows.
+class HostTree:
+    """One request's tree as it grows, by the node ids of the result.
 
     Attributes:
         request: index of the prompt in the call.
-        branches: by result node id; the first is the prompt.
+        branches: the nodes by id, in the order of their making; the first one is the
+            prompt.
     """
 
     def __init__(
@@ -76,13 +105,25 @@ class Record:
         prompt_text: str,
         tokenizer: Tokenizer,
         stop: tuple[str, ...],
+        limit: float = math.inf,
     ):
+        """Start with the prompt alone.
+
+        Args:
+            request: index of the prompt in the call.
+            prompt: token ids.
+            prompt_text: the text of the prompt.
+            tokenizer: turns tokens into text.
+            stop: strings that end a branch.
+            limit: tokens that a path may have, whatever the strategy says.
+        """
         self.request = request
         special = getattr(tokenizer, "special_tokens", None)
         root = Branch(ROOT, None, tokenizer.stream(prompt), StopMatcher(stop, special))
         root.tokens, root.text = list(prompt), prompt_text
         self.branches = {ROOT: root}
         self._next_id = ROOT + 1
+        self._limit = limit
 
     def branch(self, parent: int, draft: bool = False) -> int:
         """Add a child that continues the parent's text; return its id."""
@@ -93,51 +134,41 @@ class Record:
             source.text_stream.copy(),
             source.stops.copy(),
             draft=draft,
+            generated=source.generated,
         )
         self.branches[child.id] = child
         self._next_id += 1
         return child.id
 
     def has_ended(self, node: int) -> bool:
-        """True if the branch has a finish reason, so that it takes no more tokens."""
+        """Say whether a branch has a finish reason, so that it takes no more tokens."""
         return self.branches[node].finish_reason is not None
 
     def grow(
         self, node: int, token: int, logprob: float, reason: FinishReason | None
     ) -> TokenEvent | None:
-        """Add a token to a node; None if the node is a draft or had ended before."""
+        """Add a token to a node; return its event.
+
+        Args:
+            node: id of the node.
+            token: token id.
+            logprob: log-probability of the token.
+            reason: why the branch ends with the token; None if it goes on.
+
+        Returns:
+            What listeners are told; None if the node is a draft or had ended before.
+        """
         branch = self.branches[node]
+        if branch.generated >= self._limit and not branch.draft:
+            # The strategy should have ended it; what it draws too much is left out.
+            branch.finish("length")
         if self.has_ended(node):
             return None
         text = branch.grow(token, logprob)
         if reason is not None:
             text += branch.finish(reason)
-        return None if branch.draft else self._event(branch, token, logprob, text)
-
-    def accept(self, tip: int) -> list[TokenEvent]:
-        """Move the tokens of a draft path into its trunk and forgets the trunk's
-        other drafts; returns the events of the accepted tokens."""
-        path: list[Branch] = []
-        target = self.branches[tip]
-        while target.draft:
-            path.insert(0, target)
-            target = self.branches[target.parent or ROOT]
-        events = []
-        for draft in path:
-            for token, logprob in zip(draft.tokens, draft.logprobs, strict=True):
-                event = self.grow(target.id, token, logprob, None)
-                events += [event] if event else []
-        self._forget_drafts(target.id)
-        return events
-
-    def _forget_drafts(self, trunk: int) -> None:
-        gone = {trunk}
-        for branch in list(self.branches.values()):
-            if branch.draft and branch.parent in gone:
-                gone.add(branch.id)
-                del self.branches[branch.id]
-
-    def _event(self, branch: Branch, token: int, logprob: float, text: str):
+        if branch.draft:
+            return None
         return TokenEvent(
             request=self.request,
             node=branch.id,
@@ -148,8 +179,34 @@ class Record:
             finish_reason=branch.finish_reason,
         )
 
+    def accept(self, tip: int) -> list[TokenEvent]:
+        """Move the tokens of a draft path into its trunk, and forget its other drafts.
+
+        Args:
+            tip: id of the last accepted draft, or of the trunk to accept none.
+
+        Returns:
+            The events of the accepted tokens.
+        """
+        path: list[Branch] = []
+        trunk = self.branches[tip]
+        while trunk.draft:
+            path.insert(0, trunk)
+            trunk = self.branches[trunk.parent or ROOT]
+        events = []
+        for draft in path:
+            for token, logprob in zip(draft.tokens, draft.logprobs, strict=True):
+                event = self.grow(trunk.id, token, logprob, None)
+                events += [event] if event else []
+        gone = {trunk.id}
+        for branch in list(self.branches.values()):
+            if branch.draft and branch.parent in gone:
+                gone.add(branch.id)
+                del self.branches[branch.id]
+        return events
+
     def close(self, reason: FinishReason) -> None:
-        """Forgets all drafts and ends every leaf that still grows, but no prompt."""
+        """Forget all drafts and end every leaf that still grows, but no prompt."""
         kept = [branch for branch in self.branches.values() if not branch.draft]
         self.branches = {branch.id: branch for branch in kept}
         inner = {branch.parent for branch in kept} | {ROOT}
@@ -157,8 +214,14 @@ class Record:
             if branch.id not in inner:
                 branch.finish(reason)
 
+    def fail(self, reason: FinishReason) -> None:
+        """Close the tree; a prompt that nothing was generated for takes the reason."""
+        self.close(reason)
+        if len(self.branches) == 1:
+            self.branches[ROOT].finish_reason = reason
+
     def nodes(self) -> tuple[TreeNode, ...]:
-        """The record as result nodes."""
+        """Return the nodes of the result."""
         return tuple(
             TreeNode(
                 id=branch.id,

@@ -1,113 +1,166 @@
-"""From device nodes to result nodes: replays the steps that the device logged."""
+"""The host reads the device's log: which node of a result each token belongs to."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from deft_jax.engine.host_tree import Branch, Record
+from deft_jax.engine.host_tree import Branch, HostTree
+from deft_jax.errors import DeftError
 from deft_jax.results.tree_node import ROOT, TokenEvent
 from deft_jax.strategies.protocol import FINISH_REASONS
 
-Place = tuple[Record, int]
-"""A record and one of its node ids."""
+
+class Address(NamedTuple):
+    """A node of a result.
+
+    Attributes:
+        tree: the request's tree.
+        node: id of the node in it.
+    """
+
+    tree: HostTree
+    node: int
 
 
-class Replay:
+class LogReplay:
     """Follows which result node each device node stands for.
 
     Device nodes are used again once they are freed; the log names them in the order of
-    their use, so that a later branch simply takes the number over.
+    their use, so that a later branch simply takes the number over. Three steps of two
+    rows, with the prompt in device node 4 (result node 0):
+
+        source  4 4   branch 1 1   node  7 2      7 is result node 1, 2 is 2
+        source  7 2   branch 0 0   node  7 10     row 1 ended: N = 10, not fed
+        source  7 7   branch 1 1   node  2 3      2 is result node 3 now, 3 is 4
     """
 
-    def __init__(self, num_nodes: int):
+    def __init__(self, num_nodes: int, vocab_size: int):
         self._num_nodes = num_nodes
-        self._places: dict[int, Place] = {}
+        self._vocab_size = vocab_size
+        self._addresses: dict[int, Address] = {}
         self._drafts: list[tuple[int, Branch, int]] = []
-        self._cut = np.zeros(num_nodes, bool)
+        self._dropped = np.zeros(num_nodes, bool)
 
-    def start(self, root: int, record: Record) -> None:
-        """Note the device node of a record's prompt."""
-        self._take(root, (record, ROOT))
+    def start(self, root: int, tree: HostTree) -> None:
+        """Note the device node of a prompt."""
+        self._note(root, Address(tree, ROOT))
+
+    def forget(self, tree: HostTree) -> None:
+        """Forget the device nodes of a request that has ended."""
+        self._addresses = {
+            node: address
+            for node, address in self._addresses.items()
+            if address.tree is not tree
+        }
 
     @property
-    def has_cut(self) -> bool:
-        """True if `take_cut` has something to drop."""
-        return bool(self._cut.any())
+    def has_dropped(self) -> bool:
+        """True if `take_dropped` has something to drop."""
+        return bool(self._dropped.any())
 
-    def take_cut(self) -> np.ndarray:
-        """[N] bool: device nodes that the host has ended since the last call."""
-        cut, self._cut = self._cut, np.zeros(self._num_nodes, bool)
-        return cut
+    def take_dropped(self) -> np.ndarray:
+        """Return [N] bool, device nodes that the host has ended since the last call."""
+        dropped, self._dropped = self._dropped, np.zeros(self._num_nodes, bool)
+        return dropped
 
-    def cut_all(self) -> None:
+    def drop(self, device_node: int) -> None:
+        """End a device node with all below it."""
+        self._dropped[device_node] = True
+
+    def drop_all(self) -> None:
         """End every device node."""
-        self._cut[:] = True
+        self._dropped[:] = True
 
     def play(self, burst: dict[str, Any]) -> list[TokenEvent]:
-        """Apply the steps of a burst to the records; return the tokens' events."""
+        """Apply the steps of a burst to the trees; return the tokens' events.
+
+        Args:
+            burst: `log`, an unpacked `StepLog`, and `step`, the steps in it.
+
+        Raises:
+            DeftError: the strategy continued a node that is not there, or gave a token
+                that the vocabulary has not.
+        """
         events: list[TokenEvent] = []
         for step in range(int(burst["step"])):
             row = {k: v[step].tolist() for k, v in vars(burst["log"]).items()}
-            self._judge_drafts(row["draft_logprob"])
+            for index, draft, at in self._drafts:
+                draft.logprobs[at] = row["draft_logprob"][index]
+            self._drafts = []
             for tip in row["accept"]:
                 events += self._accept(tip)
             events += self._grow(row)
         return events
 
-    def _judge_drafts(self, logprobs: list[float]) -> None:
-        """Note the log-probabilities of the tokens that the last step drafted."""
-        for row, draft, at in self._drafts:
-            draft.logprobs[at] = logprobs[row]
-        self._drafts = []
-
     def _accept(self, tip: int) -> list[TokenEvent]:
-        if tip < 0 or tip not in self._places:
+        address = self._addresses.get(tip)
+        if address is None or address.node not in address.tree.branches:
             return []
-        record, node = self._places[tip]
-        return record.accept(node)
+        return address.tree.accept(address.node)
 
     def _grow(self, row: dict[str, list]) -> list[TokenEvent]:
+        """Add the tokens of a step, row by row."""
         events: list[TokenEvent] = []
-        fresh: dict[int, Place] = {}
+        fresh: dict[int, Address] = {}
         for index, source in enumerate(row["source"]):
             if source < 0:
                 continue
-            is_row = source >= self._num_nodes
-            place = fresh[source - self._num_nodes] if is_row else self._places[source]
-            fresh[index] = self._continue(place, row, index)
+            tree, node = self._find(source, fresh, index)
+            # Nothing grows from a branch that has ended; the device may not know yet.
+            if row["branch"][index] and not tree.has_ended(node):
+                node = tree.branch(node, row["draft"][index])
+            fresh[index] = Address(tree, node)
             events += self._add(fresh[index], row, index)
-        for index, place in fresh.items():
-            if row["node"][index] < self._num_nodes:
-                self._take(row["node"][index], place)
+        for index, address in fresh.items():
+            if 0 <= row["node"][index] < self._num_nodes:
+                self._note(row["node"][index], address)
         return events
 
-    def _continue(self, place: Place, row: dict[str, list], index: int) -> Place:
-        """Where a row's token goes; nothing grows from a branch that has ended."""
-        record, node = place
-        if row["branch"][index] and not record.has_ended(node):
-            node = record.branch(node, row["draft"][index])
-        return record, node
+    def _find(self, source: int, fresh: dict[int, Address], index: int) -> Address:
+        """Return what a row continues: a device node, or N + j for row j of the step.
 
-    def _add(self, place: Place, row: dict[str, list], index: int) -> list[TokenEvent]:
-        """Add a row's token to its branch."""
-        record, node = place
-        if record.has_ended(node):
+        Args:
+            source: node or row that is continued.
+            fresh: what the earlier rows of the step were added to, by row.
+            index: the row.
+        """
+        is_row = source >= self._num_nodes
+        found = fresh if is_row else self._addresses
+        address = found.get(source - self._num_nodes if is_row else source)
+        if address is None or address.node not in address.tree.branches:
+            raise DeftError(
+                f"the strategy's plan lets row {index} continue {source} of "
+                f"{self._num_nodes} nodes, which holds no token of a running request; "
+                "give a live node, N + j for an earlier row j, or NO_NODE as `source`"
+            )
+        return address
+
+    def _add(self, address: Address, row: dict[str, list], index: int):
+        """Add a row's token to its branch; return its events, one or none."""
+        tree, node = address
+        if tree.has_ended(node):
             return []
+        token = row["token"][index]
+        if not 0 <= token < self._vocab_size:
+            raise DeftError(
+                f"the strategy's plan gives row {index} token {token}; the vocabulary "
+                f"has 0 to {self._vocab_size - 1}"
+            )
         reason = FINISH_REASONS.get(row["finish"][index])
-        event = record.grow(node, row["token"][index], row["logprob"][index], reason)
-        branch = record.branches[node]
+        event = tree.grow(node, token, row["logprob"][index], reason)
+        branch = tree.branches[node]
         if branch.draft:
             self._drafts.append((index, branch, len(branch.tokens) - 1))
         return [event] if event else []
 
-    def _take(self, device_node: int, place: Place) -> None:
+    def _note(self, device_node: int, address: Address) -> None:
         """Note what a device node stands for from now on.
 
-        The device is to drop it if a stop string has ended its branch; a draft may
-        still turn out wrong.
+        The device is to drop it if the host has ended its branch, by a stop string for
+        one; a draft may still turn out wrong.
         """
-        record, node = place
-        self._places[device_node] = place
-        self._cut[device_node] = (
-            record.has_ended(node) and not record.branches[node].draft
+        tree, node = address
+        self._addresses[device_node] = address
+        self._dropped[device_node] = (
+            tree.has_ended(node) and not tree.branches[node].draft
         )

@@ -11,7 +11,7 @@ class Request:
     """One prompt of a call.
 
     Attributes:
-        index: of the prompt in the call.
+        index: number of the prompt in the call.
         prompt: token ids.
         text: the prompt's text.
         limit: tokens a branch may have; the context may leave fewer than asked for.
@@ -46,6 +46,6 @@ class Request:
                 )
 
     def pages(self, capacity: Capacity) -> int:
-        """Pages it takes if every branch grows to its limit."""
+        """Return the pages it takes if every branch grows to its limit."""
         branches = (self.nodes - 1) * capacity.pages_for(self.limit)
         return capacity.pages_for(len(self.prompt)) + branches

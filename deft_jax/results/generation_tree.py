@@ -22,10 +22,11 @@ class GenerationTree:
         stats: the final counters, over all requests of the call.
         prefill_s: seconds spent on the prompts of the call.
         decode_s: seconds spent on decoding.
-        answer: the answer that most branches gave, for a strategy that votes.
+        answer: answer that most branches gave, for a strategy that votes.
         agreement: votes for `answer` over the branches that gave any answer.
         votes: number of branches per answer.
-        notice: one line about something that went short, such as a full KV pool.
+        notice: one line about what ended the request early: a full KV pool, or numbers
+            of the model that are not finite. None if nothing did.
     """
 
     request: int
@@ -152,4 +153,5 @@ class GenerationTree:
         return render_tree(self, width=width, max_text=max_text)
 
     def __str__(self) -> str:
+        """Return the picture of `render`."""
         return self.render()

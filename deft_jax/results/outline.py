@@ -82,15 +82,19 @@ def outline(chains: Mapping[tuple[int, ...], int], max_guide: int) -> list[Row]:
         rows.append(
             Row(
                 ids=chain,
-                guide=_cut(prefix + ("└─ " if is_last else "├─ "), max_guide),
-                hanging=_cut(below, max_guide) + stem,
+                guide=_shorten(prefix + ("└─ " if is_last else "├─ "), max_guide),
+                hanging=_shorten(below, max_guide) + stem,
             )
         )
         stack += [(child, below) for child in reversed(children.get(chain[-1], []))]
     return rows
 
 
-def _cut(guide: str, width: int) -> str:
+def _shorten(guide: str, width: int) -> str:
+    """Return a guide of at most so many cells, whose left end is left out.
+
+    "│  │  │  └─ " and 9 cells  ->  "…  │  └─ "
+    """
     if len(guide) <= width:
         return guide
     return ELLIPSIS + guide[-(width - width % _STEP) + 1 :]

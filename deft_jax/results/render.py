@@ -31,21 +31,44 @@ Line = tuple[Span, ...]
 
 
 class Drawable(Protocol):
-    """What a picture shows of a tree; see `GenerationTree`."""
+    """What a picture shows of a tree, such as a `GenerationTree`."""
 
     @property
-    def prompt(self) -> str: ...
+    def prompt(self) -> str:
+        """The prompt's text."""
+        ...
+
     @property
-    def nodes(self) -> Sequence[TreeNode]: ...
+    def nodes(self) -> Sequence[TreeNode]:
+        """All nodes, parents before their children; the first is the root."""
+        ...
+
     @property
-    def answer(self) -> str | None: ...
+    def answer(self) -> str | None:
+        """The answer that most branches gave."""
+        ...
+
     @property
-    def votes(self) -> Mapping[str, int]: ...
+    def votes(self) -> Mapping[str, int]:
+        """The number of branches per answer."""
+        ...
+
     @property
-    def notice(self) -> str | None: ...
-    def leaves(self) -> Sequence[TreeNode]: ...
-    def best(self) -> TreeNode: ...
-    def mean_logprob(self, node: TreeNode) -> float: ...
+    def notice(self) -> str | None:
+        """What ended the request early."""
+        ...
+
+    def leaves(self) -> Sequence[TreeNode]:
+        """Return the nodes without children."""
+        ...
+
+    def best(self) -> TreeNode:
+        """Return the leaf to show as the best one."""
+        ...
+
+    def mean_logprob(self, node: TreeNode) -> float:
+        """Return the mean log-probability over the generated path to a node."""
+        ...
 
 
 def render_tree(tree: Drawable, width: int, max_text: int | None) -> str:

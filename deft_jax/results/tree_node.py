@@ -6,9 +6,15 @@ from typing import Literal
 ROOT = 0
 """Id of the node that holds the prompt."""
 
-FinishReason = Literal["stop", "length", "capacity", "interrupted", "pruned"]
-"""Why a branch ended: end of text or stop string, token limit, pool full, the caller
-asked to stop, or the strategy gave it up."""
+FinishReason = Literal[
+    "stop", "length", "capacity", "interrupted", "pruned", "not-finite"
+]
+"""Why a branch ended.
+
+"stop": end of text or a stop string; "length": token limit; "capacity": the KV pool was
+full; "interrupted": the caller asked to stop; "pruned": the strategy gave it up;
+"not-finite": the model's numbers became NaN or infinite somewhere in its request.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +51,9 @@ class TreeNode:
         tokens: token ids; the prompt's tokens for the root.
         text: the text of these tokens, without a stop string.
         logprobs: log-probability of each token, in nats; empty for the root.
-        finish_reason: why the branch ended, `None` for a node that was continued.
-        answer: the answer that a strategy found on the path that ends here.
+        finish_reason: why the branch ended, `None` for a node that was continued. The
+            root has one only if its request failed before a token was generated.
+        answer: answer that a strategy found on the path that ends here.
     """
 
     id: int

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 
 from deft_jax.attention.grouping import Grouping
 from deft_jax.runtime.attention_method import AttentionMethod, Pool
@@ -10,12 +11,79 @@ from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
 
 
+class ModelConfig(Protocol):
+    """The sizes of a network that the engine uses."""
+
+    @property
+    def vocab_size(self) -> int:
+        """`V`, token ids are below it."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its continuation together."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """`E`, numbers of a hidden state."""
+        ...
+
+    @property
+    def num_layers(self) -> int:
+        """`L`."""
+        ...
+
+    @property
+    def num_q_heads(self) -> int:
+        """`H`, query heads."""
+        ...
+
+    @property
+    def num_kv_heads(self) -> int:
+        """`K`, KV heads."""
+        ...
+
+    @property
+    def head_dim(self) -> int:
+        """`D`, numbers of a head."""
+        ...
+
+
 class Model(Protocol):
-    """What the decode step asks of a network, such as `deft_jax.models`' Llama."""
+    """A network as the engine uses it, such as the Llama of `deft_jax.models`.
 
-    def __call__(self, tokens, positions, caches, attention, /) -> tuple: ...
+    It is a pytree of weights, since it is an argument of jitted functions.
+    """
 
-    def logits(self, hidden: jax.Array, /) -> jax.Array: ...
+    @property
+    def config(self) -> ModelConfig:
+        """The sizes of the network."""
+        ...
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of activations, hidden states and KV."""
+        ...
+
+    def __call__(self, tokens, positions, caches, attention, /) -> tuple:
+        """Run the layers.
+
+        Args:
+            tokens: [Q] int32, token ids.
+            positions: [Q] int32, positions along each token's path.
+            caches: one per layer, given to `attention` and returned as it gave them.
+            attention: called by each layer with its `Projections` and its cache; it
+                returns the attention output [Q, H, D] and the new cache.
+
+        Returns:
+            [Q, E] hidden states for `logits`, and the new caches.
+        """
+        ...
+
+    def logits(self, hidden: jax.Array, /) -> jax.Array:
+        """Return [B, V] float32 logits of hidden states [B, E]."""
+        ...
 
 
 def forward(
@@ -25,7 +93,7 @@ def forward(
     slots: Slots,
     token: jax.Array,
     method: AttentionMethod,
-    before: jax.Array | None = None,
+    previous_node: jax.Array | None = None,
 ) -> tuple[jax.Array, Pool, Grouping]:
     """Run the layers over query tokens that were just appended.
 
@@ -33,16 +101,17 @@ def forward(
         model: the network.
         tree: the forest after `append`.
         pool: KV of each layer.
-        slots: of the query tokens.
-        token: [Q] int32.
+        slots: where the query tokens were put.
+        token: [Q] int32, token ids.
         method: stores KV and attends.
-        before: as in `AttentionMethod.plan`.
+        previous_node: [B] int32, node that each row was at before the step, N for idle
+            rows; None where prompts are read.
 
     Returns:
         [Q, E] hidden states by row, the pool with the tokens' KV, and the grouping.
     """
     with jax.named_scope("grouping"):
-        plan, pool = method.plan(tree, slots, pool, before)
+        plan, pool = method.plan(tree, slots, pool, previous_node)
         grouping = plan.grouping
 
     def attention(heads, layer):

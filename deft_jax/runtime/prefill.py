@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from deft_jax.runtime.attention_method import AttentionMethod
@@ -19,10 +20,18 @@ def prefill(
     *,
     method: AttentionMethod,
 ) -> DecodeState:
-    """Feed a chunk of prompts: the same step, many query tokens per node.
+    """Feed a chunk of prompts and return the new state.
 
-    Rows whose prompt ends in the chunk become fresh rows at its root. If the chunk does
-    not fit the free pages or nodes the state is as before but for `tree.overflow`.
+    Rows whose prompt ends in the chunk become fresh rows at its root. A request of
+    which a token's hidden state is not finite is marked in `not_finite`. If the chunk
+    does not fit the free pages or nodes the state is as before but for
+    `tree.overflow`: the host must look at it before it feeds another chunk.
+
+    Args:
+        model: the network.
+        state: donated by the caller's jit.
+        chunk: the tokens.
+        method: static; stores KV and attends.
     """
     tree, size = replace(state.tree, overflow=jnp.int32(0)), state.tree.num_nodes
     num_requests = state.roots.shape[0]
@@ -43,6 +52,9 @@ def prefill(
         stream=chunk.stream,
         generated=jnp.zeros_like(chunk.last),
     )
+    broken = ~jnp.all(jnp.isfinite(hidden), axis=1)
+    not_finite = state.not_finite & ~chunk.starts
+    not_finite |= any_of_request(broken & ~idle, chunk.request, num_requests)
     return dataclasses.replace(
         state,
         tree=tree,
@@ -50,4 +62,19 @@ def prefill(
         rows=choose(fresh, rows, state.rows),
         hidden=jnp.where(fresh[:, None], hidden[last], state.hidden),
         roots=jnp.where(fits, roots, state.roots),
+        not_finite=jnp.where(fits, not_finite, state.not_finite),
     )
+
+
+def any_of_request(flag: jax.Array, request: jax.Array, num_requests: int) -> jax.Array:
+    """Return [R] bool, whether any row of each request is flagged.
+
+    flag 1 0 0, request 1 0 2, 3 requests  ->  0 1 0
+
+    Args:
+        flag: [Q] bool.
+        request: [Q] int32, request slot of each row.
+        num_requests: `R`.
+    """
+    slot = jnp.arange(num_requests, dtype=jnp.int32)
+    return jnp.any((request[None] == slot[:, None]) & flag[None], axis=1)

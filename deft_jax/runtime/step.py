@@ -10,20 +10,21 @@ from deft_jax.attention.grouping import Grouping, query_ranks, slot_ranges
 from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model, forward
+from deft_jax.runtime.prefill import any_of_request
 from deft_jax.runtime.state import DecodeState, Rows, StepLog
 from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Plan, Planner, View, finish_code
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.pruning import prune
-from deft_jax.tree.state import Tree, choose, replace
+from deft_jax.tree.state import NO_NODE, Tree, choose, replace
 
 
 def decode(
     model: Model,
     state: DecodeState,
     table: RequestTable,
-    cut: jax.Array,
+    dropped: jax.Array,
     max_steps: jax.Array,
     *,
     planner: Planner,
@@ -31,26 +32,24 @@ def decode(
 ) -> DecodeState:
     """Decode up to `max_steps` steps without the host.
 
-    Stops before that when a request ends (so that the host can fill its rows), or when
-    a plan does not fit the free pages or nodes: then the state is as before that plan
-    but for `tree.overflow`.
+    The loop stops before that when a request ends (so that the host can fill its rows),
+    or when a plan does not fit the free pages or nodes: then the state is as before
+    that plan but for `tree.overflow`.
 
     Args:
         model: the network.
         state: donated by the caller's jit; its log is overwritten.
-        table: of the requests.
-        cut: [N] bool, nodes that the host drops before the first step, with all below.
+        table: sampling, limits and ends of the requests.
+        dropped: [N] bool, nodes that the host drops before the first step, with all
+            below them.
         max_steps: [] int32, at most the log's capacity.
-        planner: of the strategy; static.
+        planner: static; the part of the strategy that runs on the device.
         method: static; stores KV and attends.
     """
     state = dataclasses.replace(
-        state,
-        tree=replace(state.tree, overflow=jnp.int32(0)),
-        step=jnp.int32(0),
-        kv_tokens=jnp.zeros(2, jnp.float32),
+        state, tree=replace(state.tree, overflow=jnp.int32(0)), step=jnp.int32(0)
     )
-    state = lax.cond(jnp.any(cut), lambda s: _cut(s, cut), lambda s: s, state)
+    state = lax.cond(jnp.any(dropped), lambda s: _drop(s, dropped), lambda s: s, state)
     size = state.tree.num_nodes
     num_requests = jnp.sum(state.roots < size)
 
@@ -65,10 +64,10 @@ def decode(
     return lax.while_loop(goes_on, step, state)
 
 
-def _cut(state: DecodeState, cut: jax.Array) -> DecodeState:
-    """Drop cut nodes, the rows there and below, and requests left without a node."""
+def _drop(state: DecodeState, dropped: jax.Array) -> DecodeState:
+    """Drop nodes, the rows there and below, and requests left without a node."""
     size, num_requests = state.tree.num_nodes, state.roots.shape[0]
-    tree = prune(state.tree, cut, state.keep)
+    tree = prune(state.tree, dropped, state.keep)
     live = jnp.append(tree.live, False)
     kept, rows = live[state.rows.node], state.rows
     rows = dataclasses.replace(
@@ -81,14 +80,15 @@ def _cut(state: DecodeState, cut: jax.Array) -> DecodeState:
 
 
 def decode_step(model, state, table, planner, method) -> DecodeState:
-    """One step of `decode`: every row gets a token, and its hidden state."""
+    """Run one step of `decode`: every row gets a token, and its hidden state."""
     view = _look(model, state, table)
     with jax.named_scope("tree_operations"):
-        own, plan = planner.plan(state.planner, view)
+        planner_state, plan = planner.plan(state.planner, view)
+        plan, not_finite = _end_not_finite(state, view, plan)
         tree, slots, roots = apply_plan(state, plan, planner.draft_depth)
         fits = tree.overflow == 0
     hidden, pool, grouping = forward(
-        model, tree, state.pool, slots, plan.token, method, before=state.rows.node
+        model, tree, state.pool, slots, plan.token, method, state.rows.node
     )
     rows = Rows(
         node=slots.node,
@@ -102,16 +102,38 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
         rows=choose(fits, rows, state.rows),
         hidden=jnp.where(fits, hidden, state.hidden),
         roots=jnp.where(fits, roots, state.roots),
+        not_finite=not_finite,
         keep=jnp.where(fits, plan.keep, state.keep),
-        planner=choose(fits, own, state.planner),
-        log=_write_log(state, plan, slots),
+        planner=choose(fits, planner_state, state.planner),
+        log=_write_log(state, plan, slots, grouping),
         step=state.step + jnp.where(fits, 1, 0),
-        kv_tokens=state.kv_tokens + jnp.where(fits, _count_reads(grouping, slots), 0.0),
     )
 
 
+def _end_not_finite(
+    state: DecodeState, view: View, plan: Plan
+) -> tuple[Plan, jax.Array]:
+    """Let the requests end of which a row's logits are not finite.
+
+    Sampling marks such a row by a log-probability of NaN. No row of its request goes
+    on or takes a token, so that the plan ends the request; no other one is touched.
+
+    Returns:
+        The plan, and [R] bool, the requests that were not finite so far.
+    """
+    num_requests = state.roots.shape[0]
+    broken = jnp.isnan(view.logprob) & (view.node < view.tree.num_nodes)
+    not_finite = state.not_finite | any_of_request(broken, view.request, num_requests)
+    ends = jnp.append(not_finite, False)[jnp.minimum(plan.request, num_requests)]
+    return dataclasses.replace(
+        plan,
+        accept=jnp.where(ends, NO_NODE, plan.accept),
+        source=jnp.where(ends, NO_NODE, plan.source),
+    ), not_finite
+
+
 def _look(model, state: DecodeState, table: RequestTable) -> View:
-    """Sample every row and says which would finish with that token."""
+    """Sample every row and say which would finish with that token."""
     rows = state.rows
     with jax.named_scope("layers"):
         logits = model.logits(state.hidden)
@@ -146,10 +168,13 @@ def _look(model, state: DecodeState, table: RequestTable) -> View:
 
 
 def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
-    """[B, V] bool: tokens on each row's path.
+    """Return [B, V] bool, the tokens on each row's path.
 
     Every slot marks where the ranks that see it begin and end; a prefix sum over ranks
-    turns the marks into counts, so that no path is walked.
+    turns the marks into counts, so that no path is walked. With 3 ranks and one slot
+    that the ranks 1 and 2 see, the marks of its token and their sums are
+
+        0 1 0 -1  ->  0 1 1 0
     """
     number, rank = query_ranks(tree, node)
     first, end = (x.ravel() for x in slot_ranges(tree, number))
@@ -160,7 +185,12 @@ def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
     return (jnp.cumsum(marks, axis=0, dtype=jnp.int32) > 0)[rank]
 
 
-def _write_log(state: DecodeState, plan: Plan, slots: Slots) -> jax.Array:
+def _write_log(
+    state: DecodeState, plan: Plan, slots: Slots, grouping: Grouping
+) -> jax.Array:
+    """Return the log with this step; its counts are int32 and summed by the host."""
+    tree_tokens = jnp.sum(grouping.slot_first < grouping.slot_end, dtype=jnp.int32)
+    live = slots.page < grouping.page_first.shape[0]
     row = StepLog(
         accept=plan.accept,
         draft_logprob=plan.draft_logprob,
@@ -172,13 +202,7 @@ def _write_log(state: DecodeState, plan: Plan, slots: Slots) -> jax.Array:
         logprob=plan.logprob,
         finish=plan.finish,
         request=plan.request,
+        tree_tokens=jnp.broadcast_to(tree_tokens, slots.node.shape),
+        path_tokens=jnp.where(live, slots.position + 1, 0),
     )
     return state.log.at[state.step].set(row.pack())
-
-
-def _count_reads(grouping: Grouping, slots: Slots) -> jax.Array:
-    """[2] float32: cached tokens this step reads, and one sequence at a time would."""
-    tree_reads = jnp.sum(grouping.slot_first < grouping.slot_end, dtype=jnp.int32)
-    live = slots.page < grouping.page_first.shape[0]
-    paths = jnp.sum(jnp.where(live, slots.position + 1, 0), dtype=jnp.int32)
-    return jnp.stack([tree_reads, paths]).astype(jnp.float32)

@@ -10,7 +10,7 @@ import pytest
 
 from deft_jax.accounting.methods import count_io, total
 from deft_jax.accounting.sizes import AttentionSizes, KernelSizes, kv_bytes
-from deft_jax.accounting.tree_steps import TreeSteps, replay
+from deft_jax.accounting.tree_steps import TreeSteps, search_stretches
 from deft_jax.attention.grouping import group
 from deft_jax.attention.hopper import make_spec
 from deft_jax.attention.schedule import partial_bytes, prepare
@@ -105,7 +105,7 @@ def test_generation_reports_the_account():
     for tree in results:
         parents = [NO_NODE if x.parent is None else x.parent for x in tree.nodes]
         fed = [len(x.tokens) - (x.parent is not None) for x in tree.nodes]
-        runs += replay(parents, fed)
+        runs += search_stretches(parents, fed)
     shared, alone = (
         total(count_io(method, steps, sizes) for steps in runs).kv_bytes
         for method in ("deft_flatten", "radix")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deft_jax.accounting.methods import METHODS, IOAccount, Method, count_io, total
 from deft_jax.accounting.sizes import AttentionSizes, KernelSizes
-from deft_jax.accounting.tree_steps import TreeSteps, few_shot, replay
+from deft_jax.accounting.tree_steps import TreeSteps, few_shot, search_stretches
 from deft_jax.errors import DeftError
 from deft_jax.results.counters import share_saved
 from deft_jax.tree.state import NO_NODE
@@ -48,7 +48,7 @@ def mean_account(column: str, method: Method, steps: int = FEW_SHOT_STEPS):
     else:
         file = WORKLOADS / f"reasoning_{column}.json"
         trees = json.loads(file.read_text())["trees"]
-        runs = [replay(tree["parents"], tree["tokens"]) for tree in trees]
+        runs = [search_stretches(tree["parents"], tree["tokens"]) for tree in trees]
     accounts = [count_io(method, x, PAPER_SIZES) for run in runs for x in run]
     return np.array(dataclasses.astuple(total(accounts))) / len(runs) / TERA
 

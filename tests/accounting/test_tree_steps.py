@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deft_jax.accounting.tree_steps import TreeSteps, few_shot, replay
+from deft_jax.accounting.tree_steps import TreeSteps, few_shot, search_stretches
 from deft_jax.errors import DeftError
 from deft_jax.tree.state import NO_NODE
 
@@ -50,7 +50,7 @@ def test_replay_branches_and_prunes():
     """
     seen = [
         (x.parents.tolist(), x.queries.tolist(), x.tokens.tolist())
-        for x in replay([-1, 0, 0, 1, 1], [10, 2, 1, 1, 4])
+        for x in search_stretches([-1, 0, 0, 1, 1], [10, 2, 1, 1, 4])
     ]
     assert seen == [
         ([-1, 0, 0], [0, 1, 1], [[10, 1, 1]]),
@@ -95,7 +95,7 @@ def test_replay_follows_a_walk_of_every_step(data: st.DataObject):
     parents = [data.draw(st.integers(NO_NODE, node - 1)) for node in range(size)]
     tokens = [data.draw(st.integers(0, 6)) for _ in range(size)]
     found = []
-    for steps in replay(parents, tokens):
+    for steps in search_stretches(parents, tokens):
         paths = steps.along_path(steps.tokens) @ steps.queries
         shared = steps.tokens.sum(axis=1)
         assert (steps.queries_below > 0).all()
@@ -125,4 +125,4 @@ def test_counts_must_not_be_negative():
     with pytest.raises(DeftError, match="at least 0 tokens, got -4 at node 0"):
         few_shot(-4, 1, 3)
     with pytest.raises(DeftError, match="got -1 at node 1"):
-        list(replay([-1, 0], [3, -1]))
+        list(search_stretches([-1, 0], [3, -1]))

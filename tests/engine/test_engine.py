@@ -1,7 +1,9 @@
 """Prompts in, trees out: what the engine accepts, return and refuses."""
 
+import dataclasses
 from collections import Counter
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,8 +55,28 @@ def test_the_default_is_one_sampled_branch():
 
 @pytest.mark.parametrize(
     "prompts",
-    [PROMPT, [PROMPT], IDS, tuple(IDS), [IDS], np.array(IDS), np.array([IDS])],
-    ids=["text", "texts", "list", "tuple", "lists", "array", "arrays"],
+    [
+        PROMPT,
+        [PROMPT],
+        (text for text in [PROMPT]),
+        IDS,
+        tuple(IDS),
+        [IDS],
+        iter(IDS),
+        [np.int64(token) for token in IDS],
+        np.array(IDS),
+        np.array([IDS]),
+        [np.array(IDS, np.uint8)],
+        jnp.array(IDS),
+        jnp.array([IDS]),
+        [jnp.array(IDS)],
+        list(jnp.array(IDS)),
+    ],
+    ids=[
+        *("text", "texts", "generator", "list", "tuple", "lists", "iterator"),
+        *("numpy-scalars", "array", "array-2d", "arrays"),
+        *("jax", "jax-2d", "jax-arrays", "jax-scalars"),
+    ],
 )
 def test_prompts_may_be_text_or_token_ids(prompts):
     (tree,) = tiny_engine().generate(prompts, sampling=GREEDY)
@@ -99,6 +121,16 @@ BAD_PROMPTS = {
     "prompt 0 has token ids from -1 to 5": [5, -1],
     "prompt 0 must be text or integer token ids, got \\[3, 1.5]": [3, 1.5],
     "prompt 0 must be text or integer token ids, got \\[None]": [None],
+    "prompt 0 must be text or integer token ids, got \\[\\[5, 6]": [[[5, 6], [7, 8]]],
+    "prompt 0 must be text or integer token ids, got \\[True": [True, False],
+    "prompt 0 must be text or integer token ids, got array\\(\\[1.5": np.array([1.5]),
+    "prompt 0 must be text or integer token ids, got Array\\(\\[2.": jnp.array([2.0]),
+    "prompt 0 must be text or integer token ids, got b'ab'": [[b"ab"]],
+    "prompts must be text or integer token ids, got None": None,
+    "prompts must be text or integer token ids, got 7": 7,
+    "prompts must be text or integer token ids, got Array\\(7": jnp.array(7),
+    "prompt 1 must be text or integer token ids, got None": ["a", None],
+    "prompt 1 must be text or integer token ids, got 5": [[3], 5],
     "prompt 0 has 128 tokens; the model's context of 128 leaves no room": [7] * 128,
     "prompt 1 has 300 tokens; the model's context of 128": [[7], [7] * 300],
 }
@@ -120,6 +152,24 @@ BAD_VALUES = {
     ),
     "temperature must be finite and at least 0, got -1": lambda: Sampling(
         temperature=-1
+    ),
+    "strategy must be an object such as BestOfN\\(4\\), got 4": lambda: (
+        tiny_engine().generate(PROMPT, 4)  # type: ignore
+    ),
+    "strategy must be an object such as BestOfN\\(4\\), got <class": lambda: (
+        tiny_engine().generate(PROMPT, BestOfN)  # type: ignore
+    ),
+    "sampling must be a deft_jax.Sampling, got {'temperature': 1}": lambda: (
+        tiny_engine().generate(PROMPT, sampling={"temperature": 1})  # type: ignore
+    ),
+    "capacity must be a deft_jax.Capacity, got 64": lambda: Engine(
+        tiny_engine().model, AsciiTokenizer(), capacity=64
+    ),  # type: ignore
+    "capacity: page_size must be an integer, got 2.5": lambda: dataclasses.replace(
+        CAPACITY, page_size=2.5
+    ),  # type: ignore
+    "capacity: rows must be an integer, got True": lambda: dataclasses.replace(
+        CAPACITY, rows=True
     ),
     "max_new_tokens must be from 1": lambda: Sampling(max_new_tokens=0),
     "a token of logit_bias must be from 0 to 127, got 128": lambda: (

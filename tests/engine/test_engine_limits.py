@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from deft_jax.engine.engine import Engine
-from deft_jax.engine.log_replay import Replay
+from deft_jax.engine.log_replay import LogReplay
+from deft_jax.engine.runner import Runner
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
 from tests.support.tiny_model import (
@@ -158,7 +158,7 @@ def test_an_interrupt_from_the_keyboard_leaves_the_engine_usable():
 def calls(monkeypatch):
     """Record what the host does, in order: starting bursts, and replaying them."""
     seen = []
-    play, decode = Replay.play, Engine.decode
+    play, decode = LogReplay.play, Runner.decode
 
     def noted(name, method):
         def call(*args):
@@ -167,8 +167,8 @@ def calls(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(Replay, "play", noted("play", play))
-    monkeypatch.setattr(Engine, "decode", noted("decode", decode))
+    monkeypatch.setattr(LogReplay, "play", noted("play", play))
+    monkeypatch.setattr(Runner, "decode", noted("decode", decode))
     return seen
 
 
@@ -195,6 +195,6 @@ def test_a_replay_that_fails_beside_a_burst_leaves_the_engine_usable(monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Replay, "play", fail)
+        patch.setattr(LogReplay, "play", fail)
         tiny_engine().generate("12345", BestOfN(2), LONG)
     assert_idle()

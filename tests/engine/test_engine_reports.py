@@ -5,6 +5,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from deft_jax.engine.progress import count_reads
+from deft_jax.runtime.state import StepLog
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
 from tests.support.tiny_model import CAPACITY, path_logprobs, tiny_engine
@@ -171,3 +173,25 @@ def test_a_single_branch_saves_nothing():
     stats = trees[0].stats
     assert stats.kv_tokens_read == stats.kv_tokens_read_per_sequence
     assert stats.kv_read_saved == 0
+
+
+def test_reads_are_counted_exactly_however_many_they_are():
+    """float32 counts to 2**24 only, int32 to 2**31."""
+    steps, rows = 64, 1024
+    packed = np.zeros((steps + 1, len(StepLog.__dataclass_fields__), rows), np.int32)
+    log = StepLog.unpack(packed)
+    log.tree_tokens[:] = 2**24 + 1
+    log.path_tokens[:] = 2**21 + 1
+    log.path_tokens[:, 1] = 7
+    tree, paths = count_reads(log, steps)
+    assert tree == 64 * (2**24 + 1)
+    assert paths == 64 * (1023 * (2**21 + 1) + 7) > 2**36
+
+
+def test_what_has_to_wait_is_told():
+    statuses = []
+    tiny_engine().generate(
+        PROMPTS, BestOfN(8), Sampling(max_new_tokens=4), on_status=statuses.append
+    )
+    told = [status.message for status in statuses if "wait" in status.message]
+    assert told[0].endswith("; 2 more prompts wait for their turn")

@@ -1,8 +1,8 @@
-"""The host's record of one tree: text of branches, stop strings, drafts."""
+"""The host's tree of one request: text of branches, stop strings, drafts."""
 
 import pytest
 
-from deft_jax.engine.host_tree import Record
+from deft_jax.engine.host_tree import HostTree
 from deft_jax.models.tokenizers.detokenizer import Detokenizer
 from deft_jax.results.tree_node import ROOT
 from tests.support.tiny_model import EOS
@@ -27,163 +27,194 @@ class PieceTokenizer:
 AB, C, EURO_1, EURO_2, END, D = PieceTokenizer.pieces
 
 
-def new_record(*stop, prompt=(7, 8)):
-    return Record(3, list(prompt), "the prompt", PieceTokenizer(), stop)
+def new_tree(*stop, prompt=(7, 8)):
+    return HostTree(3, list(prompt), "the prompt", PieceTokenizer(), stop)
 
 
-def grow(record, node, *tokens, reason=None):
+def grow(tree, node, *tokens, reason=None):
     """Add tokens of log-probability -1; the last one carries the reason."""
-    events = [record.grow(node, token, -1.0, None) for token in tokens[:-1]]
-    return [*events, record.grow(node, tokens[-1], -1.0, reason)]
+    events = [tree.grow(node, token, -1.0, None) for token in tokens[:-1]]
+    return [*events, tree.grow(node, tokens[-1], -1.0, reason)]
 
 
-def text(record, node):
-    return record.branches[node].text
+def text(tree, node):
+    return tree.branches[node].text
 
 
 def test_the_first_node_is_the_prompt():
-    (root,) = new_record().nodes()
+    (root,) = new_tree().nodes()
     assert (root.id, root.parent, root.tokens) == (ROOT, None, (7, 8))
     assert (root.text, root.logprobs, root.finish_reason) == ("the prompt", (), None)
 
 
 def test_events_carry_the_text_that_is_certain():
-    record = new_record("bcd")
-    node = record.branch(ROOT)
-    events = grow(record, node, AB, C, EURO_1, EURO_2, EOS[0], reason="stop")
+    tree = new_tree("bcd")
+    node = tree.branch(ROOT)
+    events = grow(tree, node, AB, C, EURO_1, EURO_2, EOS[0], reason="stop")
     assert [event.text for event in events] == ["a", "", "", "bc€", ""]
     assert [event.finish_reason for event in events] == [None] * 4 + ["stop"]
     assert {(event.request, event.node, event.parent) for event in events} == {
         (3, node, ROOT)
     }
     assert [event.logprob for event in events] == [-1.0] * 5
-    assert record.nodes()[1].text == "abc€"
+    assert tree.nodes()[1].text == "abc€"
 
 
 def test_branches_continue_half_a_code_point_and_half_a_stop_string():
-    record = new_record("cd")
-    trunk = record.branch(ROOT)
-    grow(record, trunk, AB, C)
-    stopped, goes_on = record.branch(trunk), record.branch(trunk)
-    grow(record, stopped, D)
-    grow(record, goes_on, EURO_1)
-    halves = [record.branch(goes_on) for _ in range(2)]
-    grow(record, halves[0], EURO_2)
-    grow(record, halves[1], D, reason="length")
-    assert (text(record, trunk), text(record, stopped)) == ("ab", "")
-    assert record.branches[stopped].finish_reason == "stop"
-    assert text(record, goes_on) == ""
-    assert text(record, halves[0]) == "c€"
-    assert text(record, halves[1]) == "c\N{REPLACEMENT CHARACTER}d"
+    tree = new_tree("cd")
+    trunk = tree.branch(ROOT)
+    grow(tree, trunk, AB, C)
+    stopped, goes_on = tree.branch(trunk), tree.branch(trunk)
+    grow(tree, stopped, D)
+    grow(tree, goes_on, EURO_1)
+    halves = [tree.branch(goes_on) for _ in range(2)]
+    grow(tree, halves[0], EURO_2)
+    grow(tree, halves[1], D, reason="length")
+    assert (text(tree, trunk), text(tree, stopped)) == ("ab", "")
+    assert tree.branches[stopped].finish_reason == "stop"
+    assert text(tree, goes_on) == ""
+    assert text(tree, halves[0]) == "c€"
+    assert text(tree, halves[1]) == "c\N{REPLACEMENT CHARACTER}d"
 
 
 def test_a_stop_string_ends_the_branch_whatever_the_device_says():
-    record = new_record("€ E")
-    node = record.branch(ROOT)
-    events = grow(record, node, D, EURO_1, EURO_2, END, C, reason="length")
+    tree = new_tree("€ E")
+    node = tree.branch(ROOT)
+    events = grow(tree, node, D, EURO_1, EURO_2, END, C, reason="length")
     assert [event and event.text for event in events] == ["d", "", "", "", None]
     assert events[3].finish_reason == "stop"
-    assert record.has_ended(node)
-    leaf = record.nodes()[1]
+    assert tree.has_ended(node)
+    leaf = tree.nodes()[1]
     assert (leaf.text, leaf.tokens) == ("d", (D, EURO_1, EURO_2, END))
     assert leaf.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("reason", ["stop", "length"])
 def test_text_held_back_is_released_when_the_branch_ends(reason):
-    record = new_record("cab")
-    node = record.branch(ROOT)
-    events = grow(record, node, D, C, EURO_1, reason=reason)
+    tree = new_tree("cab")
+    node = tree.branch(ROOT)
+    events = grow(tree, node, D, C, EURO_1, reason=reason)
     texts = [event.text for event in events if event]
     assert texts == ["d", "", "c\N{REPLACEMENT CHARACTER}"]
     assert [event.finish_reason for event in events if event] == [None, None, reason]
 
 
 def test_close_ends_open_leaves_and_shows_their_text():
-    record = new_record("cab")
-    trunk, ended = record.branch(ROOT), record.branch(ROOT)
-    grow(record, trunk, AB)
-    grow(record, ended, D, reason="length")
-    leaf = record.branch(trunk)
-    grow(record, leaf, C)
-    record.close("interrupted")
-    record.close("pruned")
-    assert [node.finish_reason for node in record.nodes()] == [
+    tree = new_tree("cab")
+    trunk, ended = tree.branch(ROOT), tree.branch(ROOT)
+    grow(tree, trunk, AB)
+    grow(tree, ended, D, reason="length")
+    leaf = tree.branch(trunk)
+    grow(tree, leaf, C)
+    tree.close("interrupted")
+    tree.close("pruned")
+    assert [node.finish_reason for node in tree.nodes()] == [
         None,
         None,
         "length",
         "interrupted",
     ]
-    assert [node.text for node in record.nodes()[1:]] == ["ab", "d", "c"]
+    assert [node.text for node in tree.nodes()[1:]] == ["ab", "d", "c"]
 
 
 def test_close_leaves_a_lone_prompt_open():
-    record = new_record()
-    record.close("interrupted")
-    assert [node.finish_reason for node in record.nodes()] == [None]
+    tree = new_tree()
+    tree.close("interrupted")
+    assert [node.finish_reason for node in tree.nodes()] == [None]
 
 
-def draft_chain(record, parent, *tokens):
+def draft_chain(tree, parent, *tokens):
     """Add a draft per token, each below the one before; return their ids."""
     ids = []
     for token in tokens:
-        parent = record.branch(parent, draft=True)
-        assert record.grow(parent, token, -2.0, None) is None
+        parent = tree.branch(parent, draft=True)
+        assert tree.grow(parent, token, -2.0, None) is None
         ids.append(parent)
     return ids
 
 
 def test_accepted_drafts_become_tokens_of_their_trunk():
-    record = new_record()
-    trunk = record.branch(ROOT)
-    grow(record, trunk, AB)
-    right = draft_chain(record, trunk, C, D, END)
-    draft_chain(record, trunk, EURO_1)
-    events = record.accept(right[1])
+    tree = new_tree()
+    trunk = tree.branch(ROOT)
+    grow(tree, trunk, AB)
+    right = draft_chain(tree, trunk, C, D, END)
+    draft_chain(tree, trunk, EURO_1)
+    events = tree.accept(right[1])
     assert [(event.node, event.token, event.text) for event in events] == [
         (trunk, C, "c"),
         (trunk, D, "d"),
     ]
-    assert [node.id for node in record.nodes()] == [ROOT, trunk]
-    assert record.nodes()[1].tokens == (AB, C, D)
-    assert record.nodes()[1].logprobs == (-1.0, -2.0, -2.0)
+    assert [node.id for node in tree.nodes()] == [ROOT, trunk]
+    assert tree.nodes()[1].tokens == (AB, C, D)
+    assert tree.nodes()[1].logprobs == (-1.0, -2.0, -2.0)
 
 
 def test_accepting_the_trunk_drops_its_drafts_and_no_others():
-    record = new_record()
-    trunk, other = record.branch(ROOT), record.branch(ROOT)
-    draft_chain(record, trunk, C, D)
-    (kept,) = draft_chain(record, other, C)
-    assert record.accept(trunk) == []
-    assert set(record.branches) == {ROOT, trunk, other, kept}
+    tree = new_tree()
+    trunk, other = tree.branch(ROOT), tree.branch(ROOT)
+    draft_chain(tree, trunk, C, D)
+    (kept,) = draft_chain(tree, other, C)
+    assert tree.accept(trunk) == []
+    assert set(tree.branches) == {ROOT, trunk, other, kept}
 
 
 def test_a_stop_string_in_accepted_drafts_ends_the_trunk():
-    record = new_record("bc")
-    trunk = record.branch(ROOT)
-    grow(record, trunk, AB)
-    drafts = draft_chain(record, trunk, C, D)
-    events = record.accept(drafts[1])
+    tree = new_tree("bc")
+    trunk = tree.branch(ROOT)
+    grow(tree, trunk, AB)
+    drafts = draft_chain(tree, trunk, C, D)
+    events = tree.accept(drafts[1])
     assert [event.finish_reason for event in events] == ["stop"]
-    assert (text(record, trunk), record.branches[trunk].tokens) == ("a", [AB, C])
+    assert (text(tree, trunk), tree.branches[trunk].tokens) == ("a", [AB, C])
 
 
 def test_close_forgets_drafts_that_were_not_judged():
-    record = new_record()
-    trunk = record.branch(ROOT)
-    grow(record, trunk, AB)
-    draft_chain(record, trunk, C, D)
-    record.close("interrupted")
-    assert [node.id for node in record.nodes()] == [ROOT, trunk]
-    assert record.nodes()[1].finish_reason == "interrupted"
+    tree = new_tree()
+    trunk = tree.branch(ROOT)
+    grow(tree, trunk, AB)
+    draft_chain(tree, trunk, C, D)
+    tree.close("interrupted")
+    assert [node.id for node in tree.nodes()] == [ROOT, trunk]
+    assert tree.nodes()[1].finish_reason == "interrupted"
+
+
+def test_a_path_takes_no_more_tokens_than_its_limit():
+    tree = HostTree(0, [7], "the prompt", PieceTokenizer(), ("cab",), limit=3)
+    trunk = tree.branch(ROOT)
+    grow(tree, trunk, AB, C)
+    child = tree.branch(trunk)
+    assert [e and e.token for e in grow(tree, child, D, C, D)] == [D, None, None]
+    grow(tree, trunk, C, C)
+    assert (tree.branches[child].tokens, text(tree, child)) == ([D], "cd")
+    assert tree.branches[child].finish_reason == "length"
+    assert tree.branches[trunk].tokens == [AB, C, C]
+
+
+def test_accepted_drafts_are_held_to_the_limit():
+    tree = HostTree(0, [7], "the prompt", PieceTokenizer(), (), limit=3)
+    trunk = tree.branch(ROOT)
+    grow(tree, trunk, AB)
+    assert len(tree.accept(draft_chain(tree, trunk, C, D, END)[-1])) == 2
+    assert tree.branches[trunk].tokens == [AB, C, D]
+    assert tree.has_ended(trunk)
+
+
+def test_a_request_that_fails_before_its_first_token_marks_the_prompt():
+    tree = new_tree()
+    tree.fail("not-finite")
+    assert [node.finish_reason for node in tree.nodes()] == ["not-finite"]
+    grown = new_tree()
+    grow(grown, grown.branch(ROOT), AB)
+    grown.fail("not-finite")
+    assert [node.finish_reason for node in grown.nodes()] == [None, "not-finite"]
 
 
 def test_a_special_token_as_a_stop_string_ends_the_branch():
     class Special(PieceTokenizer):
         special_tokens = {"<|end|>": EOS[1]}
 
-    record = Record(0, [7], "", Special(), ("<|end|>",))
-    child = record.branch(ROOT)
-    assert grow(record, child, AB, EOS[1])[-1].finish_reason == "stop"
-    assert text(record, child) == "ab"
-    assert record.grow(child, AB, -1.0, None) is None
+    tree = HostTree(0, [7], "", Special(), ("<|end|>",))
+    child = tree.branch(ROOT)
+    assert grow(tree, child, AB, EOS[1])[-1].finish_reason == "stop"
+    assert text(tree, child) == "ab"
+    assert tree.grow(child, AB, -1.0, None) is None

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deft_jax.engine.host_tree import Record
-from deft_jax.engine.log_replay import Replay
+from deft_jax.engine.host_tree import HostTree
+from deft_jax.engine.log_replay import LogReplay
+from deft_jax.errors import DeftError
 from deft_jax.results.tree_node import ROOT
 from deft_jax.runtime.state import StepLog
 from deft_jax.strategies.protocol import LENGTH, STOP
@@ -41,15 +42,15 @@ def burst(*steps):
 
 
 def start(*stop):
-    """Return a record and a replay that knows its prompt."""
-    record = Record(0, [1, 2], "prompt", AsciiTokenizer(), stop)
-    replay = Replay(NODES)
-    replay.start(DEVICE_ROOT, record)
-    return record, replay
+    """Return a tree and a replay that knows its prompt."""
+    tree = HostTree(0, [1, 2], "prompt", AsciiTokenizer(), stop)
+    replay = LogReplay(NODES, 128)
+    replay.start(DEVICE_ROOT, tree)
+    return tree, replay
 
 
-def texts(record):
-    return {node.id: node.text for node in record.nodes()[1:]}
+def texts(tree):
+    return {node.id: node.text for node in tree.nodes()[1:]}
 
 
 def fork(*places):
@@ -58,7 +59,7 @@ def fork(*places):
 
 
 def test_rows_branch_grow_in_place_and_idle():
-    record, replay = start()
+    tree, replay = start()
     events = replay.play(
         burst(
             fork((7, "a"), (2, "b")),
@@ -66,7 +67,7 @@ def test_rows_branch_grow_in_place_and_idle():
             [IDLE, row(2, 2, "e", logprob=-0.5)],
         )
     )
-    assert texts(record) == {1: "ac", 2: "bde"}
+    assert texts(tree) == {1: "ac", 2: "bde"}
     assert [(event.node, event.text) for event in events] == [
         (1, "a"),
         (2, "b"),
@@ -78,14 +79,14 @@ def test_rows_branch_grow_in_place_and_idle():
 
 
 def test_only_the_steps_that_ran_are_replayed():
-    record, replay = start()
+    tree, replay = start()
     steps = burst(fork((7, "a")), [row(7, 7, "b")])
     replay.play(steps | {"step": 1})
-    assert texts(record) == {1: "a"}
+    assert texts(tree) == {1: "a"}
 
 
 def test_the_last_token_of_a_row_is_recorded_though_it_is_not_fed():
-    record, replay = start()
+    tree, replay = start()
     events = replay.play(
         burst(
             fork((7, "a"), (2, "b")),
@@ -93,12 +94,12 @@ def test_the_last_token_of_a_row_is_recorded_though_it_is_not_fed():
         )
     )
     assert [event.finish_reason for event in events] == [None, None, "stop", "length"]
-    assert texts(record) == {1: "ac", 2: "bd"}
+    assert texts(tree) == {1: "ac", 2: "bd"}
 
 
 def test_a_device_node_stands_for_another_branch_once_it_is_used_again():
     """Row 0 branches from node 7 into nodes 2 and 7, the latter used again at once."""
-    record, replay = start()
+    tree, replay = start()
     replay.play(
         burst(
             fork((7, "a"), (2, "b")),
@@ -107,52 +108,52 @@ def test_a_device_node_stands_for_another_branch_once_it_is_used_again():
             [row(3, 3, "g"), row(7, 7, "h")],
         )
     )
-    nodes = {node.id: (node.parent, node.text) for node in record.nodes()[1:]}
+    nodes = {node.id: (node.parent, node.text) for node in tree.nodes()[1:]}
     assert nodes == {1: (0, "a"), 2: (0, "b"), 3: (1, "ceg"), 4: (1, "d"), 5: (4, "fh")}
 
 
-def test_rows_of_several_records_do_not_mix():
-    record, replay = start()
-    other = Record(1, [3], "other", AsciiTokenizer(), ())
+def test_rows_of_several_trees_do_not_mix():
+    tree, replay = start()
+    other = HostTree(1, [3], "other", AsciiTokenizer(), ())
     replay.start(9, other)
     replay.play(burst([*fork((7, "a")), row(9, 2, "b", branch=True)]))
     replay.play(burst([row(7, 7, "c"), row(2, 2, "d")]))
-    assert (texts(record), texts(other)) == ({1: "ac"}, {1: "bd"})
+    assert (texts(tree), texts(other)) == ({1: "ac"}, {1: "bd"})
 
 
-def cut(replay):
-    return np.flatnonzero(replay.take_cut()).tolist()
+def dropped(replay):
+    return np.flatnonzero(replay.take_dropped()).tolist()
 
 
 def test_a_stop_string_has_the_device_node_cut_once():
-    record, replay = start("xy")
-    assert not replay.has_cut
+    tree, replay = start("xy")
+    assert not replay.has_dropped
     steps = [fork((7, "x"), (2, "b")), [row(7, 7, "y"), row(2, 2, "c")]]
     replay.play(burst(*steps, [row(7, 7, "z"), row(2, 2, "d")]))
-    assert texts(record) == {1: "", 2: "bcd"}
-    assert record.branches[1].finish_reason == "stop"
-    assert replay.has_cut
-    assert cut(replay) == [7] and not replay.has_cut
-    assert cut(replay) == []
+    assert texts(tree) == {1: "", 2: "bcd"}
+    assert tree.branches[1].finish_reason == "stop"
+    assert replay.has_dropped
+    assert dropped(replay) == [7] and not replay.has_dropped
+    assert dropped(replay) == []
 
 
 @pytest.mark.parametrize("by", ["prompt", "branch"])
 def test_a_node_that_was_to_be_cut_is_not_once_it_is_used_again(by):
     """The device freed it first: its row came to the end of the text or was pruned."""
-    record, replay = start("xy")
+    tree, replay = start("xy")
     steps = [fork((7, "x"), (2, "b")), [row(7, 7, "y"), row(2, 2, "c")]]
     gone = [row(7, NODES, "!", finish=STOP), row(2, 2, "d")]
     if by == "prompt":
         replay.play(burst(*steps, gone))
-        replay.start(7, Record(1, [3], "other", AsciiTokenizer(), ("xy",)))
+        replay.start(7, HostTree(1, [3], "other", AsciiTokenizer(), ("xy",)))
     else:
         replay.play(burst(*steps, gone, [IDLE, row(2, 7, "e", branch=True)]))
-    assert cut(replay) == []
+    assert dropped(replay) == []
 
 
 def test_nothing_grows_from_a_branch_that_a_stop_string_ended():
     """The device did not know yet; what it branched is cut with what it continued."""
-    record, replay = start("xy")
+    tree, replay = start("xy")
     events = replay.play(
         burst(
             fork((7, "x")),
@@ -161,15 +162,15 @@ def test_nothing_grows_from_a_branch_that_a_stop_string_ended():
             [row(3, 3, "c"), row(5, 6, "d", branch=True)],
         )
     )
-    assert [node.id for node in record.nodes()] == [ROOT, 1]
+    assert [node.id for node in tree.nodes()] == [ROOT, 1]
     assert len(events) == 2
-    assert set(cut(replay)) >= {3, 5, 6, 7}
+    assert set(dropped(replay)) >= {3, 5, 6, 7}
 
 
-def test_cut_all_cuts_every_node():
+def test_drop_all_cuts_every_node():
     _, replay = start()
-    replay.cut_all()
-    assert cut(replay) == list(range(NODES))
+    replay.drop_all()
+    assert dropped(replay) == list(range(NODES))
 
 
 def draft(source, node, text):
@@ -178,7 +179,7 @@ def draft(source, node, text):
 
 def test_accepted_drafts_are_events_of_the_trunk_with_their_logprobs():
     """The drafts' log-probabilities are known one step after their tokens."""
-    record, replay = start()
+    tree, replay = start()
     told = replay.play(burst([*fork((7, "a")), draft(NODES, 2, "b")]))
     told += replay.play(
         burst(
@@ -196,24 +197,42 @@ def test_accepted_drafts_are_events_of_the_trunk_with_their_logprobs():
         (1, "c", 0),
         (1, "f", 0),
     ]
-    assert texts(record) == {1: "abcf"}
+    assert texts(tree) == {1: "abcf"}
 
 
 def test_drafts_continue_rows_of_the_same_step():
-    record, replay = start()
+    tree, replay = start()
     replay.play(
         burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
     )
     replay.play(burst([row(7, 7, "d", accept=3)]))
-    assert texts(record) == {1: "abcd"}
+    assert texts(tree) == {1: "abcd"}
 
 
 def test_a_stop_string_in_drafts_cuts_the_trunk_once_they_are_accepted():
-    record, replay = start("bc")
+    tree, replay = start("bc")
     replay.play(
         burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
     )
-    assert not replay.has_cut
+    assert not replay.has_dropped
     replay.play(burst([row(7, 7, "d", accept=3)]))
-    assert texts(record) == {1: "a"}
-    assert cut(replay) == [7]
+    assert texts(tree) == {1: "a"}
+    assert dropped(replay) == [7]
+
+
+def test_a_request_that_has_ended_is_not_continued():
+    tree, replay = start()
+    replay.play(burst(fork((7, "a"))))
+    tree.close("pruned")
+    replay.forget(tree)
+    with pytest.raises(DeftError, match="continue 7 of 10 nodes, which holds no token"):
+        replay.play(burst([row(7, 7, "b")]))
+    assert texts(tree) == {1: "a"}
+
+
+def test_accepting_what_is_not_there_is_nothing():
+    tree, replay = start()
+    replay.play(burst([*fork((7, "a")), draft(NODES, 2, "b")]))
+    events = replay.play(burst([row(7, 7, "c", accept=7)], [row(7, 7, "d", accept=2)]))
+    assert [event.text for event in events] == ["c", "d"]
+    assert replay.play(burst([row(7, 7, "e", accept=9)]))[0].text == "e"

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from deft_jax.engine.engine import run_decode, run_prefill
+from deft_jax.engine.runner import run_decode, run_prefill
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN, SelfConsistency
 from tests.support.strategies.beam_search import BeamSearch

@@ -10,7 +10,8 @@ import pytest
 from deft_jax.bench.trees.draft_replay import DraftReplay, capacity
 from deft_jax.bench.trees.draft_templates import DraftTemplate, speculative
 from deft_jax.capacity import Capacity
-from deft_jax.engine.engine import Engine, run_decode
+from deft_jax.engine.engine import Engine
+from deft_jax.engine.runner import run_decode
 from deft_jax.errors import CapacityError
 from deft_jax.runtime.state import StepLog
 from deft_jax.sampling.params import Sampling
@@ -106,13 +107,18 @@ def told():
         assert tree.notice is None and len(tree.nodes) == 2
         logs = [
             StepLog.unpack(np.asarray(burst.log[: burst.step]))
-            for burst in engine.bursts
+            for burst in engine.runner.bursts
         ]
         tokens = [log.token for log in logs]
         tokens = np.concatenate(tokens)[: template.steps, : template.num_tokens]
         branch = tree.nodes[1]
         watched[template.name] = Told(
-            template, tokens, branch.tokens, branch.logprobs, engine.bursts, tree.stats
+            template,
+            tokens,
+            branch.tokens,
+            branch.logprobs,
+            engine.runner.bursts,
+            tree.stats,
         )
         assert engine.state.tree.num_free_pages == CAPACITY.pages
         assert engine.state.tree.num_free_nodes == CAPACITY.nodes
@@ -172,7 +178,7 @@ def test_the_last_kept_token_is_as_after_a_prefill(told):
     engine = WatchedEngine(CAPACITY)
     text = replayed.text(RANKED.steps)
     engine.generate(text, BestOfN(1), Sampling(temperature=0.0, max_new_tokens=1))
-    expected = engine.prefills[-1].hidden[0]
+    expected = engine.runner.prefills[-1].hidden[0]
     np.testing.assert_allclose(last.hidden[RANKED.tips[-1]], expected, atol=1e-4)
 
 

@@ -15,7 +15,8 @@ from deft_jax.bench.trees.templates import (
 )
 from deft_jax.bench.trees.tree_replay import TreeReplay, capacity, common_capacity
 from deft_jax.capacity import Capacity
-from deft_jax.engine.engine import Engine, run_decode
+from deft_jax.engine.engine import Engine
+from deft_jax.engine.runner import run_decode
 from deft_jax.errors import CapacityError
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.sampling.params import Sampling

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
+from deft_jax.engine.runner import Runner
 from deft_jax.runtime.state import DecodeState
 from deft_jax.strategies.protocol import Planner
 from deft_jax.tree.state import replace
@@ -18,10 +19,17 @@ class TightEngine(Engine):
 
     def __init__(self, capacity: Capacity, *, pages: int, nodes: int):
         super().__init__(tiny_model(), AsciiTokenizer(), capacity=capacity)
-        self.free = {"num_free_pages": pages, "num_free_nodes": nodes}
+        self.runner = TightRunner(self.model, self.method)
+        self.runner.free = {"num_free_pages": pages, "num_free_nodes": nodes}
 
-    def _empty_state(self, capacity: Capacity) -> DecodeState:
-        state = super()._empty_state(capacity)
+
+class TightRunner(Runner):
+    """Takes pages and nodes away from every new state."""
+
+    free: dict[str, int]
+
+    def create_state(self, capacity: Capacity) -> DecodeState:
+        state = super().create_state(capacity)
         free = {name: jnp.int32(count) for name, count in self.free.items()}
         return dataclasses.replace(state, tree=replace(state.tree, **free))
 
@@ -29,8 +37,18 @@ class TightEngine(Engine):
 class WatchedEngine(Engine):
     """Keeps a copy of the state after each prefill and each burst of decode steps."""
 
+    runner: "WatchedRunner"
+
     def __init__(self, capacity: Capacity):
         super().__init__(tiny_model(), AsciiTokenizer(), capacity=capacity)
+        self.runner = WatchedRunner(self.model, self.method)
+
+
+class WatchedRunner(Runner):
+    """Keeps copies of its states."""
+
+    def __init__(self, model, method):
+        super().__init__(model, method)
         self.prefills: list[DecodeState] = []
         self.bursts: list[DecodeState] = []
 
@@ -39,7 +57,7 @@ class WatchedEngine(Engine):
         self.prefills.append(jax.device_get(state))
         return state
 
-    def decode(self, table, cut, max_steps: int, planner: Planner) -> DecodeState:
-        state = super().decode(table, cut, max_steps, planner)
+    def decode(self, table, dropped, max_steps: int, planner: Planner) -> DecodeState:
+        state = super().decode(table, dropped, max_steps, planner)
         self.bursts.append(jax.device_get(state))
         return state

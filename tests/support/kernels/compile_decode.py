@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from deft_jax.attention import device as device_module
 from deft_jax.bench.decode.bench_engine import IdsOnly
 from deft_jax.bench.trees.workload import few_shot_workloads, speculative_workloads
-from deft_jax.engine.engine import Engine, run_decode_on_gpu
+from deft_jax.engine.engine import Engine
+from deft_jax.engine.runner import Runner, run_decode_on_gpu
 from deft_jax.models.config.config import SHAPES
 from deft_jax.models.families.llama import Llama
 from tests.support.kernels.compile_kernels import compile_jitted
@@ -25,7 +26,7 @@ REPLAYS = {
 }
 
 
-class CompilingEngine(Engine):
+class CompilingRunner(Runner):
     """Compiles its first decode step for a GPU and goes no further."""
 
     def prefill(self, chunk):
@@ -34,13 +35,13 @@ class CompilingEngine(Engine):
         self._state = dataclasses.replace(self.state, roots=roots)
         return self.state
 
-    def decode(self, table, cut, max_steps, planner):
+    def decode(self, table, dropped, max_steps, planner):
         """Compiles.
 
         Raises:
             SystemExit: it is done.
         """
-        arrays = self.model, self.state, table, cut, jnp.int32(max_steps)
+        arrays = self.model, self.state, table, dropped, jnp.int32(max_steps)
         static = {"planner": planner, "method": self.method}
         compile_jitted(HOPPER, run_decode_on_gpu, *arrays, **static)
         raise SystemExit(0)
@@ -50,11 +51,12 @@ if __name__ == "__main__":
     device_module.compute_capability = lambda: HOPPER
     [replay] = REPLAYS[sys.argv[1]]
     shape = dataclasses.replace(SHAPES["llama3_8b"], num_layers=1, hidden_size=1024)
-    engine = CompilingEngine(
+    engine = Engine(
         Llama.random(shape, seed=0, dtype=jnp.bfloat16),
         IdsOnly(),
         capacity=replay.capacity(64),
         implementation="mosaic_gpu",
     )
+    engine.runner = CompilingRunner(engine.model, engine.method)
     prompt = [1] * replay.template.prompt_tokens
     engine.generate([prompt], replay.strategy, replay.strategy.sampling)

@@ -1,12 +1,15 @@
+import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
 
-from deft_jax.cli.compilation_cache import (
+import deft_jax
+from deft_jax.engine.compilation_cache import (
     compilation_cache_folder,
     enable_compilation_cache,
+    watch_compilations,
 )
 
 OPTIONS = (
@@ -73,3 +76,62 @@ def test_folder_that_cannot_be_made_is_done_without(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
     enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_the_function_is_public():
+    assert deft_jax.enable_compilation_cache is enable_compilation_cache
+
+
+LIBRARY_USE = """
+import jax, jax.numpy as jnp
+jnp.ones(3) + 1  # JAX compiles before the cache is enabled.
+import deft_jax
+deft_jax.enable_compilation_cache()
+from deft_jax.engine.engine import Engine
+from deft_jax.models.config.config import SHAPES
+from deft_jax.models.families.llama import Llama
+from tests.support.tiny_model import AsciiTokenizer, CAPACITY, CONFIG
+engine = Engine(Llama.random(CONFIG, seed=1), AsciiTokenizer(), capacity=CAPACITY)
+def tell(status):
+    if status.phase == "compile":
+        print(status.message)
+for _ in range(2):
+    engine.generate([5, 6], on_status=tell)
+"""
+
+
+def test_a_library_call_compiles_once_per_machine_and_says_so(tmp_path):
+    """The second process reads the programs that the first has kept."""
+
+    def run(cache: str) -> list[str]:
+        environment = {"PATH": "", "JAX_PLATFORMS": "cpu", "DEFT_JAX_CACHE": cache}
+        done = subprocess.run(
+            [sys.executable, "-c", LIBRARY_USE],
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.splitlines()
+
+    preparing = ["preparing the prefill step", "preparing the decode step"]
+    first = run(str(tmp_path))
+    assert first[::2] == preparing
+    for step, line in zip(("prefill", "decode"), first[1::2], strict=True):
+        assert line.startswith(f"compiled the {step} step in ")
+        assert line.endswith(" s; kept for next time")
+    assert run(str(tmp_path)) == preparing
+    unkept = run("")
+    assert unkept[::2] == preparing
+    assert all(line.endswith(" s") for line in unkept[1::2])
+
+
+def test_what_is_compiled_is_told_from_what_is_there():
+    double = jax.jit(lambda x: x * 21 + 4)
+    with watch_compilations() as first:
+        double(3.0)
+    with watch_compilations() as second:
+        double(4.0)
+    assert first.seconds > 0 and not first.kept
+    assert second.seconds == 0

@@ -1,0 +1,97 @@
+"""Where compiled programs are kept for the next process, and which were compiled."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
+
+VARIABLE = "DEFT_JAX_CACHE"
+"""Environment variable with the folder; empty keeps nothing."""
+
+_HIT = "/jax/compilation_cache/cache_hits"
+_KEPT = "/jax/compilation_cache/cache_misses"  # Recorded when an entry is written.
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # Also after a hit.
+
+
+def compilation_cache_folder() -> Path | None:
+    """Return the folder for compiled programs, `None` to keep nothing.
+
+    It is the value of `DEFT_JAX_CACHE` or lies in the user's cache folder.
+    """
+    chosen = os.environ.get(VARIABLE)
+    if chosen is not None:
+        return Path(chosen).expanduser() if chosen else None
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library/Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "deft-jax" / "compiled"
+
+
+def enable_compilation_cache() -> None:
+    """Make JAX keep every program it compiles, and use those kept by other processes.
+
+    The command line does so; a program that uses the library calls this once, before
+    its first `Engine.generate`. It changes JAX's settings for the whole process. The
+    folder is that of `compilation_cache_folder`, unless JAX's own
+    `JAX_COMPILATION_CACHE_DIR` is set, which wins. A folder that cannot be written
+    costs the time to compile and nothing else.
+    """
+    folder = compilation_cache_folder()
+    if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # JAX decides about its cache when it first compiles, which may have been before.
+    jax_cache.reset_cache()
+
+
+@dataclass
+class Compilations:
+    """What was compiled while `watch_compilations` listened.
+
+    Attributes:
+        seconds: time that compiling took; 0 if every program was there or was read
+            from a cache.
+        kept: true if a program was written to the cache of compiled programs.
+    """
+
+    seconds: float = 0.0
+    kept: bool = False
+    _was_read: bool = False
+
+    def on_event(self, event: str, **_: str | int) -> None:
+        """Note what JAX says before it says that a program is ready."""
+        self._was_read |= event == _HIT
+        self.kept |= event == _KEPT
+
+    def on_duration(self, event: str, duration: float, **_: str | int) -> None:
+        """Count the program that is ready, unless it was read from a cache."""
+        if event == _COMPILED:
+            self.seconds += 0.0 if self._was_read else duration
+            self._was_read = False
+
+
+@contextmanager
+def watch_compilations() -> Iterator[Compilations]:
+    """Listen to what JAX compiles inside the context."""
+    compilations = Compilations()
+    jax.monitoring.register_event_listener(compilations.on_event)
+    jax.monitoring.register_event_duration_secs_listener(compilations.on_duration)
+    try:
+        yield compilations
+    finally:
+        jax.monitoring.unregister_event_listener(compilations.on_event)
+        jax.monitoring.unregister_event_duration_listener(compilations.on_duration)

@@ -1,0 +1,146 @@
+"""The decode state and the compiled programs that change it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deft_jax.capacity import Capacity
+from deft_jax.engine.device_memory import check_memory, has_memory
+from deft_jax.runtime.attention_method import AttentionMethod
+from deft_jax.runtime.forward import Model
+from deft_jax.runtime.prefill import prefill
+from deft_jax.runtime.state import LOG_STEPS, Chunk, DecodeState
+from deft_jax.runtime.step import decode
+from deft_jax.sampling.request_table import RequestTable
+from deft_jax.strategies.protocol import Planner
+
+GPU_OPTIONS = {
+    # The loop over steps and all in it is one command buffer (CUDA graph): the host
+    # starts a burst of steps and is free.
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,"
+    "DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE",
+    # The library's products of few rows read weights faster.
+    "xla_gpu_enable_triton_gemm": False,
+}
+"""Options of XLA for the decode loop on GPUs.
+
+They are chosen for speed. The second one picks other matrix products, which round
+differently: near ties, a token may differ from what the same model gives elsewhere.
+"""
+
+run_prefill = jax.jit(prefill, static_argnames="method", donate_argnames="state")
+
+_DECODE = {"static_argnames": ("planner", "method"), "donate_argnames": "state"}
+run_decode = jax.jit(decode, **_DECODE)
+run_decode_on_gpu = jax.jit(decode, **_DECODE, compiler_options=GPU_OPTIONS)
+
+
+def decode_program():
+    """Return the jitted `decode` for the default device."""
+    return run_decode_on_gpu if jax.default_backend() == "gpu" else run_decode
+
+
+class Runner:
+    """Owns the decode state and runs the programs that change it, and nothing else.
+
+    Attributes:
+        model: the network.
+        method: stores KV and attends.
+        capacity: sizes of the state; None before the first call of `prepare`.
+    """
+
+    log_steps = LOG_STEPS
+    """Most decode steps between two looks of the host."""
+
+    def __init__(self, model: Model, method: AttentionMethod):
+        self.model = model
+        self.method = method
+        self.capacity: Capacity | None = None
+        self._state: DecodeState | None = None
+        self._compiled: set[tuple] = set()
+
+    @property
+    def state(self) -> DecodeState:
+        """The decode state on the device."""
+        assert self._state is not None
+        return self._state
+
+    def prepare(self, capacity: Capacity, planner: Planner) -> None:
+        """Make the state have a capacity, and the planner's part of it new.
+
+        Raises:
+            CapacityError: the device has too little memory for a new state.
+        """
+        if capacity != self.capacity:
+            self.reset()
+        self.capacity = capacity
+        if self._state is None:
+            check_memory(self.model.config, self.model.dtype, capacity)
+            self._state = self.create_state(capacity)
+        # Donated with the state, so that no array may be there twice or be kept.
+        planner_state = jax.tree.map(
+            lambda array: jnp.array(array, copy=True), planner.init(capacity)
+        )
+        self._state = dataclasses.replace(self._state, planner=planner_state)
+
+    def fits(self, capacity: Capacity) -> bool:
+        """Say whether the device has the memory for a new state of a capacity."""
+        return has_memory(self.model.config, self.model.dtype, capacity)
+
+    def create_state(self, capacity: Capacity) -> DecodeState:
+        """Return a state without a request."""
+        config, dtype = self.model.config, self.model.dtype
+        pool = self.method.create_pool(config, capacity, dtype)
+        return DecodeState.create(capacity, pool, config.hidden_size, dtype)
+
+    def reset(self) -> None:
+        """Drop the state, whatever it holds; `prepare` makes an empty one."""
+        self._state = None
+
+    def prefill(self, chunk: Chunk) -> DecodeState:
+        """Feed a chunk of prompts; return the new state.
+
+        The planner's state stays outside, so that planners share a compilation.
+        """
+        planner_state = self.state.planner
+        state: DecodeState = run_prefill(
+            self.model,
+            dataclasses.replace(self.state, planner=()),
+            chunk,
+            method=self.method,
+        )
+        self._state = dataclasses.replace(state, planner=planner_state)
+        return self._state
+
+    def decode(
+        self, table: RequestTable, dropped: np.ndarray, max_steps: int, planner: Planner
+    ) -> DecodeState:
+        """Run up to `max_steps` steps; return the new state with their log.
+
+        Args:
+            table: sampling, limits and ends of the requests.
+            dropped: [N] bool, nodes to drop before the first step, with all below.
+            max_steps: at most `log_steps`.
+            planner: what decides on the device.
+        """
+        state: DecodeState = decode_program()(
+            self.model,
+            self.state,
+            table,
+            jnp.asarray(dropped),
+            jnp.int32(max_steps),
+            planner=planner,
+            method=self.method,
+        )
+        self._state = state
+        return state
+
+    def is_first(self, step: str, planner: Any = None) -> bool:
+        """Say once per step, capacity and planner that its program is still to make."""
+        key = (step, self.capacity, planner)
+        first = key not in self._compiled
+        self._compiled.add(key)
+        return first

@@ -1,0 +1,172 @@
+"""Strategies that do not keep to their word: the engine says so and stays usable."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from deft_jax.capacity import Capacity
+from deft_jax.engine.engine import Engine
+from deft_jax.errors import DeftError
+from deft_jax.sampling.params import Sampling
+from deft_jax.strategies.parallel import BestOfN
+from deft_jax.strategies.protocol import RUNNING, Plan, View
+from tests.support.bench.replay_engines import TightEngine
+from tests.support.strategies.common import Example
+from tests.support.tiny_model import (
+    CAPACITY,
+    CONFIG,
+    AsciiTokenizer,
+    decode_alone,
+    tiny_engine,
+    tiny_model,
+)
+
+GREEDY = Sampling(temperature=0.0, max_new_tokens=20, ignore_eos=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sprawl(Example):
+    """One branch per request, which declares two nodes.
+
+    Request slot 1 makes a node of every token, and slot 0 is stopped.
+
+    Attributes:
+        stop_after: steps until then.
+    """
+
+    rows: int = 1
+    nodes: int = 2
+    stop_after: int
+
+    def init(self, capacity: Capacity):
+        return jnp.int32(0)
+
+    def plan(self, state, view: View):
+        plan = Plan.continue_all(view)
+        slot = jnp.arange(view.roots.shape[0])
+        return state + 1, dataclasses.replace(
+            plan,
+            branch=plan.branch | (view.request == 1),
+            stop=(slot == 0) & (state == self.stop_after),
+        )
+
+
+PROMPTS = ["a" * 20, "b" * 8, "c" * 100]
+
+
+def sprawling_engine(pages: int) -> Engine:
+    capacity = Capacity(
+        requests=3, rows=4, nodes=64, pages=pages, page_size=8, chunk=32
+    )
+    return Engine(tiny_model(), AsciiTokenizer(), capacity=capacity)
+
+
+def tokens_of(tree) -> tuple[int, ...]:
+    """The tokens of a tree with one branch, whatever nodes they are in."""
+    (leaf,) = tree.leaves()
+    return tuple(token for node in tree.path(leaf)[1:] for token in node.tokens)
+
+
+def test_a_prompt_that_does_not_fit_waits_instead_of_losing_tokens():
+    """10 pages are free when the third starts; its 100 tokens take 4, 4, 4 and 1.
+
+    Without a look at the overflow it would be decoded from 32 + 32 + 4 tokens.
+    """
+    engine = sprawling_engine(pages=23)
+    trees = engine.generate(PROMPTS, Sprawl(stop_after=12), GREEDY)
+    for prompt, tree, count in zip(PROMPTS, trees, (13, 20, 20), strict=True):
+        assert tokens_of(tree) == decode_alone(prompt, GREEDY).tokens[:count]
+        assert tree.notice is None
+    assert trees[0].stats.prompt_tokens_done == sum(map(len, PROMPTS))
+    assert engine.state.tree.num_free_pages == 23
+    assert engine.state.tree.num_free_nodes == 64
+
+
+def test_a_pool_that_runs_out_while_it_decodes_loses_no_prompt_token():
+    """All three start at once and end when the second has taken what was left."""
+    trees = sprawling_engine(pages=26).generate(PROMPTS, Sprawl(stop_after=12), GREEDY)
+    for prompt, tree in zip(PROMPTS, trees, strict=True):
+        tokens = tokens_of(tree)
+        assert 0 < len(tokens) < 13
+        assert tokens == decode_alone(prompt, GREEDY).tokens[: len(tokens)]
+        assert tree.best().finish_reason == "capacity" and tree.notice is not None
+
+
+def test_a_prompt_that_does_not_fit_an_empty_pool_ends_alone():
+    """The pool has fewer free pages than the capacity says: 10 of 8 tokens."""
+    engine = TightEngine(CAPACITY, pages=10, nodes=CAPACITY.nodes)
+    trees = engine.generate(["x" * 100, "Hello", "y" * 90, "abc"], sampling=GREEDY)
+    for tree in trees[::2]:
+        (root,) = tree.nodes
+        assert root.finish_reason == "capacity"
+        assert "64 pages of 8 tokens" in str(tree.notice)
+        assert tree.to_dict()["branches"][0]["finish_reason"] == "capacity"
+    for prompt, tree in zip(["Hello", "abc"], trees[1::2], strict=True):
+        assert tree.best().tokens == decode_alone(prompt, GREEDY).tokens
+        assert tree.notice is None
+    assert engine.state.tree.num_free_pages == 10
+    assert not engine.state.tree.live.any()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wrong(Example):
+    """Parallel sampling with one field of each plan changed from the third step on.
+
+    Attributes:
+        field: of the plan.
+        value: for all rows.
+    """
+
+    rows: int = 2
+    nodes: int = 3
+    field: str
+    value: int
+
+    def init(self, capacity: Capacity):
+        return jnp.int32(0)
+
+    def plan(self, state, view: View):
+        plan = Plan.continue_all(view)
+        old = getattr(plan, self.field)
+        new = jnp.where(plan.source >= 0, self.value, old)
+        changed = jnp.where(state >= 2, new, old)
+        return state + 1, dataclasses.replace(plan, **{self.field: changed})
+
+
+def assert_usable():
+    (tree,) = tiny_engine().generate("Hello", BestOfN(2), GREEDY)
+    assert tree.best().tokens == decode_alone("Hello", GREEDY).tokens
+    assert tiny_engine().state.tree.num_free_pages == CAPACITY.pages
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_planner_that_never_finishes_is_ended_at_the_limit(n):
+    strategy = Wrong(rows=n, nodes=n + 1, field="finish", value=RUNNING)
+    events = []
+    for prompts in (["Hello"], ["Hello", "abc", "x", "yz"]):
+        for on_token in (None, events.append):
+            trees = tiny_engine().generate(prompts, strategy, GREEDY, on_token=on_token)
+            for prompt, tree in zip(prompts, trees, strict=True):
+                alone = decode_alone(prompt, GREEDY)
+                assert [leaf.tokens for leaf in tree.leaves()] == [alone.tokens] * n
+                assert {leaf.finish_reason for leaf in tree.leaves()} == {"length"}
+    assert_usable()
+
+
+@pytest.mark.parametrize("token", [CONFIG.vocab_size, 10**6, -1])
+def test_a_token_outside_the_vocabulary_is_refused(token):
+    with pytest.raises(DeftError, match=f"token {token}; the vocabulary has 0 to 127"):
+        tiny_engine().generate("Hello", Wrong(field="token", value=token), GREEDY)
+    assert_usable()
+
+
+@pytest.mark.parametrize(
+    "source", [7, CAPACITY.nodes - 1, CAPACITY.nodes + 1, CAPACITY.nodes + 99, 10**6]
+)
+def test_a_source_that_is_not_there_is_refused(source):
+    message = f"lets row [01] continue {source} of {CAPACITY.nodes} nodes"
+    with pytest.raises(DeftError, match=message) as error:
+        tiny_engine().generate("Hello", Wrong(field="source", value=source), GREEDY)
+    assert "\n" not in str(error.value)
+    assert_usable()
