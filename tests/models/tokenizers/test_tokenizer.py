@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deft_jax.engine.host_tree import Record
+from deft_jax.engine.host_tree import HostTree
 from deft_jax.errors import DeftError
 from deft_jax.models.checkpoints.gguf_file import GGUFFile
 from deft_jax.models.tokenizers.from_gguf import read_gguf_tokenizer
@@ -93,7 +93,7 @@ def test_special_tokens_have_names(smollm2):
 
 
 def test_a_special_token_ends_a_branch_as_a_stop_string(smollm2):
-    record = Record(0, [504], "The", smollm2, ("<|im_start|>", " end<|im_end|>"))
+    record = HostTree(0, [504], "The", smollm2, ("<|im_start|>", " end<|im_end|>"))
     ids = smollm2.encode(" cat") + smollm2.encode(" end")
     one, other = record.branch(0), record.branch(0)
     for token in [*ids, 5, 1]:
