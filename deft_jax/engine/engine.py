@@ -16,6 +16,7 @@ from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.tree_node import TokenEvent
 from deft_jax.runtime.attention_method import AttentionMethod, as_method
+from deft_jax.runtime.branch_keys import BranchKeys
 from deft_jax.runtime.prefill import prefill
 from deft_jax.runtime.state import DecodeState, Rows, StepLog
 from deft_jax.runtime.step import decode
@@ -181,11 +182,12 @@ class Engine:
             rows=Rows(
                 node=jnp.full(rows, capacity.nodes, jnp.int32),
                 request=jnp.full(rows, capacity.requests, jnp.int32),
-                stream=jnp.zeros(rows, jnp.uint32),
+                number=jnp.zeros(rows, jnp.int32),
                 generated=jnp.zeros(rows, jnp.int32),
             ),
             hidden=jnp.zeros((rows, config.hidden_size), dtype),
             roots=jnp.full(capacity.requests, capacity.nodes, jnp.int32),
+            branch_keys=BranchKeys.create(capacity.nodes),
             keep=jnp.zeros(capacity.nodes, bool),
             planner=(),
             log=StepLog.create(LOG_STEPS, rows),

@@ -179,15 +179,15 @@ class Generation:
         request = np.full(capacity.chunk, capacity.requests, np.int32)
         starts = np.zeros(capacity.requests, bool)
         last = np.full(capacity.rows, -1, np.int32)
-        stream = np.zeros(capacity.rows, np.uint32)
+        number = np.zeros(capacity.rows, np.int32)
         for index, (slot, at) in enumerate(part):
             prompt = self.active[slot].prompt
             token[index], request[index] = prompt[at], slot
             starts[slot] |= at == 0
             if at == len(prompt) - 1:
                 last[self.rows_of[slot]] = index
-                stream[self.rows_of[slot]] = np.arange(len(self.rows_of[slot]))
-        arrays = (token, request, starts, last, stream)
+                number[self.rows_of[slot]] = np.arange(len(self.rows_of[slot]))
+        arrays = (token, request, starts, last, number)
         return Chunk(*(jnp.asarray(array) for array in arrays))
 
     def _decode(self, steps: int) -> bool:

@@ -40,7 +40,7 @@ def prefill(
     rows = Rows(
         node=slots.node[last],
         request=chunk.request[last],
-        stream=chunk.stream,
+        number=chunk.number,
         generated=jnp.zeros_like(chunk.last),
     )
     return dataclasses.replace(
@@ -50,4 +50,5 @@ def prefill(
         rows=choose(fresh, rows, state.rows),
         hidden=jnp.where(fresh[:, None], hidden[last], state.hidden),
         roots=jnp.where(fits, roots, state.roots),
+        branch_keys=state.branch_keys.with_roots(jnp.where(fits, made, size)),
     )

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from deft_jax.kv.pool import LayerKV
+from deft_jax.runtime.branch_keys import BranchKeys
 from deft_jax.tree.state import Tree
 
 
@@ -20,13 +21,13 @@ class Rows:
     Attributes:
         node: [B] int32, node of the row's last fed token, N for idle rows.
         request: [B] int32, request slot, R for idle rows.
-        stream: [B] uint32, random stream.
+        number: [B] int32, number of the row within its request.
         generated: [B] int32, tokens generated on the row's path.
     """
 
     node: jax.Array
     request: jax.Array
-    stream: jax.Array
+    number: jax.Array
     generated: jax.Array
 
 
@@ -89,6 +90,7 @@ class DecodeState:
         rows: the growing branches.
         hidden: [B, E], final hidden state of each row's last token.
         roots: [R] int32, root of each request slot, N for free slots.
+        branch_keys: sampling keys of the nodes.
         keep: [N] bool, nodes that the last plan keeps though nothing is below them.
         planner: the planner's own state.
         log: [S, F, B] int32, of the steps since the host last read it (`StepLog`).
@@ -102,6 +104,7 @@ class DecodeState:
     rows: Rows
     hidden: jax.Array
     roots: jax.Array
+    branch_keys: BranchKeys
     keep: jax.Array
     planner: Any
     log: jax.Array
@@ -120,11 +123,11 @@ class Chunk:
         starts: [R] bool, requests whose first token is in this chunk.
         last: [B] int32, for rows to start: index in the chunk of their prompt's last
             token; -1 leaves a row as it is.
-        stream: [B] uint32, random stream of the rows to start.
+        number: [B] int32, number within its request of each row to start.
     """
 
     token: jax.Array
     request: jax.Array
     starts: jax.Array
     last: jax.Array
-    stream: jax.Array
+    number: jax.Array

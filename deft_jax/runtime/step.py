@@ -10,6 +10,7 @@ from deft_jax.attention.grouping import Grouping, query_ranks, slot_ranges
 from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model, forward
+from deft_jax.runtime.plan_limits import within_limits
 from deft_jax.runtime.state import DecodeState, Rows, StepLog
 from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
 from deft_jax.sampling.request_table import RequestTable
@@ -85,7 +86,8 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
     view = _look(model, state, table)
     with jax.named_scope("tree_operations"):
         own, plan = planner.plan(state.planner, view)
-        tree, slots, roots = apply_plan(state, plan, planner.draft_depth)
+        plan = within_limits(plan, view, planner.draft_depth)
+        tree, slots, roots, keys = apply_plan(state, plan, planner.draft_depth)
         fits = tree.overflow == 0
     hidden, pool, grouping = forward(
         model, tree, state.pool, slots, plan.token, method, before=state.rows.node
@@ -93,7 +95,7 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
     rows = Rows(
         node=slots.node,
         request=jnp.where(slots.node < tree.num_nodes, plan.request, roots.shape[0]),
-        stream=plan.stream,
+        number=state.rows.number,
         generated=plan.generated,
     )
     return DecodeState(
@@ -102,6 +104,7 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
         rows=choose(fits, rows, state.rows),
         hidden=jnp.where(fits, hidden, state.hidden),
         roots=jnp.where(fits, roots, state.roots),
+        branch_keys=keys,
         keep=jnp.where(fits, plan.keep, state.keep),
         planner=choose(fits, own, state.planner),
         log=_write_log(state, plan, slots),
@@ -125,7 +128,7 @@ def _look(model, state: DecodeState, table: RequestTable) -> View:
             lambda: sample(
                 logits,
                 table.sampling.take(request),
-                rows.stream,
+                state.branch_keys.of_rows(rows.node, rows.number, rows.generated),
                 rows.generated,
                 lambda: _seen_tokens(state.tree, rows.node, vocab_size),
             ),
@@ -135,7 +138,7 @@ def _look(model, state: DecodeState, table: RequestTable) -> View:
         table=table,
         node=rows.node,
         request=rows.request,
-        stream=rows.stream,
+        number=rows.number,
         generated=rows.generated,
         logits=logits,
         token=sampled.token,

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from deft_jax.capacity import Capacity
 from deft_jax.strategies.protocol import RUNNING, Plan, View
 from deft_jax.tree.state import Tree
-from tests.support.strategies.best_first import BestFirst
-from tests.support.strategies.common import is_fresh
+from examples.best_first import BestFirst
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class RandomGrowth(BestFirst):
 
     def _age(self, state, view: View):
         """One step older; nodes that were just made have never branched."""
-        fresh = jnp.where(is_fresh(view), view.request, view.roots.shape[0])
+        fresh = jnp.where(view.is_fresh, view.request, view.roots.shape[0])
         gone = state["kept"] & ~view.tree.live
         return state | {
             "branched": state["branched"].at[view.node].set(False, mode="drop"),
