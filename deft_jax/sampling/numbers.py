@@ -60,12 +60,9 @@ def as_flag(name: str, value: Any) -> bool:
 
 def _real(value: Any) -> float | None:
     """Return a value as `int` or `float`, None if it is no real number."""
-    is_array = hasattr(value, "dtype") and hasattr(value, "shape")
-    if is_array and (value.shape != () or value.dtype == bool):
+    if isinstance(value, bool | np.bool_ | complex):
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    try:
-        return float(value) if is_array or isinstance(value, np.generic) else None
-    except TypeError:
-        return None
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        is_real = value.shape == () and value.dtype.kind not in "bcOSU"
+        return float(value) if is_real else None
+    return value if isinstance(value, int | float) else None

@@ -14,8 +14,8 @@ KNOWN = [
 """Key, counter and words of the authors' own known answers (Random123)."""
 
 
-def words(*values):
-    return tuple(jnp.uint32(value) for value in values)
+def words(first: int, second: int) -> tuple[jax.Array, jax.Array]:
+    return jnp.uint32(first), jnp.uint32(second)
 
 
 @pytest.mark.parametrize(("key", "counter", "expected"), KNOWN)

@@ -85,7 +85,7 @@ class PromptLookup(Example):
         return jnp.where(there, token[wanted], -1).ravel()
 
     def _write(self, view: View, row, tip, drafts) -> Plan:
-        """The trunk takes the tip's sample, the draft rows follow it.
+        """Return the plan in which the trunk takes the tip's sample, and drafts follow.
 
         Args:
             view: of the last step.

@@ -26,7 +26,7 @@ class TakeTurns(Example):
         return BestOfN(self.n).nodes
 
     def init(self, capacity: Capacity):
-        """The plan of `continue_all` for each row, not carried out yet."""
+        """Return the plan of `continue_all` for each row, not carried out yet."""
         rest = jnp.zeros(capacity.rows, jnp.int32)
         return {
             "source": rest + NO_NODE,
