@@ -7,13 +7,23 @@ children, one that nobody continues is pruned, and one with a single heir grows 
 place. Everything happens on the device, between two steps of the model.
 """
 
+import argparse
 import dataclasses
 from typing import Self
 
 import jax
 import jax.numpy as jnp
 
-from deft_jax import Capacity, GenerationTree, Plan, View
+from deft_jax import (
+    Capacity,
+    DeftError,
+    Engine,
+    GenerationTree,
+    Plan,
+    Sampling,
+    View,
+)
+from deft_jax.models.load import load_model
 from deft_jax.strategies import NO_NODE, RUNNING, top_k
 
 
@@ -138,12 +148,7 @@ def _continue(view: View, used: jax.Array, parent: jax.Array, token: jax.Array) 
 
 def main() -> None:
     """Search with the default model, and print what was found."""
-    import argparse
-
-    from deft_jax import DeftError, Engine, Sampling
-    from deft_jax.models.load import load_model
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Beam search with the default model.")
     parser.add_argument("prompt", nargs="?", default="The capital of France is")
     parser.add_argument("--width", type=int, default=4)
     parser.add_argument("--length", type=int, default=12)

@@ -6,13 +6,23 @@ Each node offers its likeliest continuations once. A step takes the best offers 
 open anywhere in the tree, however long ago their nodes were fed.
 """
 
+import argparse
 import dataclasses
 from typing import Self
 
 import jax
 import jax.numpy as jnp
 
-from deft_jax import Capacity, GenerationTree, Plan, View
+from deft_jax import (
+    Capacity,
+    DeftError,
+    Engine,
+    GenerationTree,
+    Plan,
+    Sampling,
+    View,
+)
+from deft_jax.models.load import load_model
 from deft_jax.strategies import NO_NODE, RUNNING, finish_code, top_k
 
 
@@ -161,12 +171,9 @@ def put(default: jax.Array, row: jax.Array, value: jax.Array) -> jax.Array:
 
 def main() -> None:
     """Search with the default model, and print the tree."""
-    import argparse
-
-    from deft_jax import DeftError, Engine, Sampling
-    from deft_jax.models.load import load_model
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Best-first tree search with the default model."
+    )
     parser.add_argument("prompt", nargs="?", default="The capital of France is")
     parser.add_argument("--width", type=int, default=4)
     parser.add_argument("--children", type=int, default=3)

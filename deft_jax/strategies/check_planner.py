@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from deft_jax.capacity import Capacity
@@ -116,4 +115,4 @@ def _only_reads_flags(condition: Jaxpr) -> bool:
         if not isinstance(variable, Literal)
     }
     read = [x for x in (*condition.constvars, *condition.invars) if x in used]
-    return all(x.aval.dtype == np.bool_ and x.aval.shape == () for x in read)
+    return all(x.aval.str_short() == "bool[]" for x in read)

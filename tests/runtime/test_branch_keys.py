@@ -1,6 +1,7 @@
 """Keys of nodes: what a branch draws depends on its place in the tree alone."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ NODES = 8
 
 def plan(source, branch, draft=None, child=None) -> Plan:
     """Return a plan of which only the growth matters."""
-    fields = dict.fromkeys(field.name for field in dataclasses.fields(Plan))
+    fields: dict[str, Any] = dict.fromkeys(x.name for x in dataclasses.fields(Plan))
     draft = np.zeros(len(source), bool) if draft is None else draft
     child = np.full(len(source), NO_CHILD) if child is None else child
     growth = {"source": source, "branch": branch, "draft": draft, "child": child}

@@ -229,7 +229,7 @@ class Careless(BestOfN):
     draft_depth: int = 1
 
     @property
-    def planner(self):
+    def planner(self) -> Any:
         return self
 
     def init(self, capacity):

@@ -22,8 +22,11 @@ class RandomGrowth(BestFirst):
     steps: int
 
     def init(self, capacity: Capacity):
-        """Add, per node, whether it ever branched and whether the last plan kept it;
-        the age of each request; and a count of kept nodes that were gone."""
+        """Return more state than that of a search.
+
+        It holds, per node, whether it ever branched and whether the last plan kept it;
+        the age of each request; and a count of kept nodes that were gone.
+        """
         no = jnp.zeros(capacity.nodes, bool)
         return super().init(capacity) | {
             "branched": no,
