@@ -11,15 +11,32 @@ from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.tree_node import TokenEvent, TreeNode
 from deft_jax.sampling.params import Sampling
+from deft_jax.sampling.vocab_search import top_k
+from deft_jax.strategies.check_plan import check_plan, checked
+from deft_jax.strategies.check_planner import check_planner
 from deft_jax.strategies.parallel import BestOfN, SelfConsistency
-from deft_jax.strategies.protocol import Plan, Strategy, View
+from deft_jax.strategies.protocol import (
+    LENGTH,
+    NO_CHILD,
+    RUNNING,
+    STOP,
+    Plan,
+    Planner,
+    Strategy,
+    View,
+    finish_code,
+)
 from deft_jax.tree.appending import Slots, append
 from deft_jax.tree.branching import branch
 from deft_jax.tree.pruning import accept, prune
 from deft_jax.tree.state import NO_NODE, Tree
 
 __all__ = [
+    "LENGTH",
+    "NO_CHILD",
     "NO_NODE",
+    "RUNNING",
+    "STOP",
     "BestOfN",
     "Capacity",
     "CapacityError",
@@ -29,6 +46,7 @@ __all__ = [
     "Grouping",
     "LayerKV",
     "Plan",
+    "Planner",
     "Sampling",
     "SelfConsistency",
     "Slots",
@@ -42,10 +60,15 @@ __all__ = [
     "accept",
     "append",
     "branch",
+    "check_plan",
+    "check_planner",
+    "checked",
     "create_pool",
     "enable_compilation_cache",
+    "finish_code",
     "group",
     "prune",
+    "top_k",
     "tree_attention",
     "write",
 ]

@@ -8,7 +8,7 @@ import pytest
 
 import deft_jax
 from deft_jax import Engine, Sampling
-from tests.support.tiny_model import tiny_engine
+from tests.support.tiny_model import EOS, tiny_engine
 from tests.support.tolerances import TOLERANCE, row_errors
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,21 @@ def test_a_strategy_of_your_own():
     assert len(set(openings)) == 4
     first = [leaf.logprobs[0] for leaf in tree.leaves()]
     assert first == sorted(first, reverse=True)
+    sampling = Sampling(temperature=0.9, max_new_tokens=24, seed=2)
+    trees = engine.generate(["Hello", "x", "12345678"], strategy, sampling)
+    leaves = [leaf for tree in trees for leaf in tree.leaves()]
+    assert {"stop", "length"} == {leaf.finish_reason for leaf in leaves}
+    for leaf in leaves:
+        assert not set(leaf.tokens[:-1]) & set(EOS)
+        ends = leaf.tokens[-1] in EOS
+        assert leaf.finish_reason == ("stop" if ends else "length")
+        assert ends or len(leaf.tokens) == 24
+
+
+def test_the_strategies_to_copy_are_the_ones_that_are_tested():
+    for name in ("beam_search", "best_first"):
+        assert f"examples/{name}.py" in (ROOT / "docs/strategies.md").read_text()
+        assert (ROOT / "examples" / f"{name}.py").exists()
 
 
 def test_the_api_reference_has_every_public_name_and_package():

@@ -143,8 +143,8 @@ def _draft_logprob(state: DraftState, view: View) -> jax.Array:
 class DraftReplay:
     """The strategy that replays speculative decoding, one request at a time.
 
-    The template says when the text ends: limits, end-of-text tokens and finish codes
-    are not looked at. After the last step the engine runs one more without a query
+    The template says when the text ends: end-of-text tokens and finish codes are not
+    looked at. After the last step the engine runs one more without a query
     token, which accepts the last drafts and ends the request.
 
     Attributes:
@@ -171,9 +171,9 @@ class DraftReplay:
 
     @property
     def sampling(self) -> Sampling:
-        """Greedy, and long enough."""
-        total = int(self.template.kept[-1])
-        return Sampling(temperature=0.0, max_new_tokens=total, ignore_eos=True)
+        """Greedy, and so long that the template ends the text, not the limit."""
+        limit = int(self.template.kept[-1]) + 1
+        return Sampling(temperature=0.0, max_new_tokens=limit, ignore_eos=True)
 
     def conclude(self, tree: GenerationTree) -> GenerationTree:
         """Return the tree as it is."""

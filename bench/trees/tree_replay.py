@@ -129,8 +129,8 @@ def _choose(view: View, row: jax.Array, rank: jax.Array):
 class TreeReplay:
     """The strategy that replays a template, one request at a time.
 
-    The template says when a branch ends: limits, end-of-text tokens and finish codes
-    are not looked at. After the last step the engine runs one more without a query
+    The template says when a branch ends: end-of-text tokens and finish codes are not
+    looked at. After the last step the engine runs one more without a query
     token, which ends the request.
 
     Attributes:
@@ -157,9 +157,9 @@ class TreeReplay:
 
     @property
     def sampling(self) -> Sampling:
-        """Greedy, and long enough."""
-        steps = self.template.steps
-        return Sampling(temperature=0.0, max_new_tokens=steps, ignore_eos=True)
+        """Greedy, and so long that the template ends every branch, not the limit."""
+        limit = self.template.steps + 1
+        return Sampling(temperature=0.0, max_new_tokens=limit, ignore_eos=True)
 
     def conclude(self, tree: GenerationTree) -> GenerationTree:
         """Return the tree as it is."""

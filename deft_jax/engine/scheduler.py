@@ -119,14 +119,14 @@ class Scheduler:
             request  0 0 0 1 1 1 1 1    then  1 1 1 1 2 2 2 2
             starts   1 1 0                    0 0 1
             last     2 2 -1 -1 -1 -1          -1 -1 3 3 7 7
-            stream   0 1 0 0 0 0              0 0 0 1 0 1
+            number   0 1 0 0 0 0              0 0 0 1 0 1
         """
         capacity = self.capacity
         token = np.zeros(capacity.chunk, np.int32)
         request = np.full(capacity.chunk, capacity.requests, np.int32)
         starts = np.zeros(capacity.requests, bool)
         last = np.full(capacity.rows, -1, np.int32)
-        stream = np.zeros(capacity.rows, np.uint32)
+        number = np.zeros(capacity.rows, np.int32)
         at = 0
         for slot, begin, end in parts:
             prompt, rows = self.active[slot].prompt, self._rows[slot]
@@ -134,9 +134,9 @@ class Scheduler:
             token[at:behind], request[at:behind] = prompt[begin:end], slot
             starts[slot] = begin == 0
             if end == len(prompt):
-                last[rows], stream[rows] = behind - 1, np.arange(len(rows))
+                last[rows], number[rows] = behind - 1, np.arange(len(rows))
             at = behind
-        return Chunk(token, request, starts, last, stream)
+        return Chunk(token, request, starts, last, number)
 
     def limits(self) -> list[int | None]:
         """Return the token limit of each request slot, None for free slots."""

@@ -21,7 +21,7 @@ from deft_jax.tree.state import OUT_OF_PAGES, Tree, choose, replace
 def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
     """Change the forest as a plan asks.
 
-    Where the plan does not fit the tree is as before, but for its overflow.
+    Where the plan does not fit all is as before, but for the tree's overflow.
 
     Args:
         state: the state before the step.
@@ -29,7 +29,8 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
         draft_depth: levels of rows that continue rows of the same plan, 1 for none.
 
     Returns:
-        The tree, the slots of the plan's tokens, and [R] int32, the requests' roots.
+        The tree, the slots of the plan's tokens, [R] int32, the requests' roots, and the
+        keys of the branches.
     """
     tree, size = state.tree, state.tree.num_nodes
     num_requests = state.roots.shape[0]
@@ -44,19 +45,24 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
             tree, plan, live, ended, state.roots, draft_depth
         )
         fits = tree.overflow == 0
-        return *fill(tree, node, plan.token, next_slots, fits), roots
+        keys = choose(
+            fits, state.branch_keys.grown(plan, node, draft_depth), state.branch_keys
+        )
+        return *fill(tree, node, plan.token, next_slots, fits), roots, keys
     changes = jnp.any(plan.accept >= 0) | jnp.any(plan.prune) | jnp.any(ended)
     changes |= jnp.any((plan.source >= 0) & (~live | plan.branch))
 
     def change(_, carry):
-        return _change(carry[0], plan, live, ended, state.roots, draft_depth)[:2]
+        tree, node, _ = _change(carry[0], plan, live, ended, state.roots, draft_depth)
+        keys = carry[2].grown(plan, node, draft_depth)
+        return tree, node, choose(tree.overflow == 0, keys, carry[2])
 
     # A loop of one step or none: unlike the branches of a condition, which copy what
     # they leave as it is, it works in place, and most plans change nothing.
-    carry = tree, jnp.where(live, plan.source, size)
-    tree, node = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
+    carry = tree, jnp.where(live, plan.source, size), state.branch_keys
+    tree, node, keys = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
     tree, slots = append_to_leaves(tree, node, plan.token)
-    return tree, slots, roots
+    return tree, slots, roots, keys
 
 
 def _change(

@@ -49,7 +49,7 @@ def prefill(
     rows = Rows(
         node=slots.node[last],
         request=chunk.request[last],
-        stream=chunk.stream,
+        number=chunk.number,
         generated=jnp.zeros_like(chunk.last),
     )
     broken = ~jnp.all(jnp.isfinite(hidden), axis=1)
@@ -63,6 +63,7 @@ def prefill(
         hidden=jnp.where(fresh[:, None], hidden[last], state.hidden),
         roots=jnp.where(fits, roots, state.roots),
         not_finite=jnp.where(fits, not_finite, state.not_finite),
+        branch_keys=state.branch_keys.with_roots(jnp.where(fits, made, size)),
     )
 
 

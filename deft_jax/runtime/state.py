@@ -10,6 +10,7 @@ from jax import lax
 
 from deft_jax.capacity import Capacity
 from deft_jax.kv.pool import LayerKV
+from deft_jax.runtime.branch_keys import BranchKeys
 from deft_jax.tree.state import Tree
 
 LOG_STEPS = 64
@@ -24,13 +25,13 @@ class Rows:
     Attributes:
         node: [B] int32, node of the row's last fed token, N for idle rows.
         request: [B] int32, request slot, R for idle rows.
-        stream: [B] uint32, number of the row's random stream.
+        number: [B] int32, number of the row within its request.
         generated: [B] int32, tokens generated on the row's path.
     """
 
     node: jax.Array
     request: jax.Array
-    stream: jax.Array
+    number: jax.Array
     generated: jax.Array
 
     @classmethod
@@ -39,7 +40,7 @@ class Rows:
         return cls(
             node=jnp.full(capacity.rows, capacity.nodes, jnp.int32),
             request=jnp.full(capacity.rows, capacity.requests, jnp.int32),
-            stream=jnp.zeros(capacity.rows, jnp.uint32),
+            number=jnp.zeros(capacity.rows, jnp.int32),
             generated=jnp.zeros(capacity.rows, jnp.int32),
         )
 
@@ -123,6 +124,7 @@ class DecodeState:
         roots: [R] int32, root of each request slot, N for free slots.
         not_finite: [R] bool, true for requests of which a prompt token's hidden state
             or a row's logits were NaN or infinite; the step that finds it ends them.
+        branch_keys: sampling keys of the nodes.
         keep: [N] bool, nodes that the last plan keeps though nothing is below them.
         planner: the planner's own state.
         log: [S, fields, B] int32, the steps since the host last read it (`StepLog`).
@@ -135,6 +137,7 @@ class DecodeState:
     hidden: jax.Array
     roots: jax.Array
     not_finite: jax.Array
+    branch_keys: BranchKeys
     keep: jax.Array
     planner: Any
     log: jax.Array
@@ -163,6 +166,7 @@ class DecodeState:
             hidden=jnp.zeros((capacity.rows, hidden_size), dtype),
             roots=jnp.full(capacity.requests, capacity.nodes, jnp.int32),
             not_finite=jnp.zeros(capacity.requests, bool),
+            branch_keys=BranchKeys.create(capacity.nodes),
             keep=jnp.zeros(capacity.nodes, bool),
             planner=(),
             log=StepLog.create(LOG_STEPS, capacity.rows),
@@ -181,11 +185,11 @@ class Chunk:
         starts: [R] bool, true for requests whose first token is in this chunk.
         last: [B] int32, for rows to start: index in the chunk of their prompt's last
             token; -1 leaves a row as it is.
-        stream: [B] uint32, random stream of the rows to start.
+        number: [B] int32, number within its request of each row to start.
     """
 
     token: Any
     request: Any
     starts: Any
     last: Any
-    stream: Any
+    number: Any

@@ -10,6 +10,7 @@ from deft_jax.attention.grouping import Grouping, query_ranks, slot_ranges
 from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model, forward
+from deft_jax.runtime.plan_limits import within_limits
 from deft_jax.runtime.prefill import any_of_request
 from deft_jax.runtime.state import DecodeState, Rows, StepLog
 from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
@@ -84,8 +85,9 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
     view = _look(model, state, table)
     with jax.named_scope("tree_operations"):
         planner_state, plan = planner.plan(state.planner, view)
+        plan = within_limits(plan, view, planner.draft_depth)
         plan, not_finite = _end_not_finite(state, view, plan)
-        tree, slots, roots = apply_plan(state, plan, planner.draft_depth)
+        tree, slots, roots, keys = apply_plan(state, plan, planner.draft_depth)
         fits = tree.overflow == 0
     hidden, pool, grouping = forward(
         model, tree, state.pool, slots, plan.token, method, state.rows.node
@@ -93,7 +95,7 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
     rows = Rows(
         node=slots.node,
         request=jnp.where(slots.node < tree.num_nodes, plan.request, roots.shape[0]),
-        stream=plan.stream,
+        number=state.rows.number,
         generated=plan.generated,
     )
     return DecodeState(
@@ -103,6 +105,7 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
         hidden=jnp.where(fits, hidden, state.hidden),
         roots=jnp.where(fits, roots, state.roots),
         not_finite=not_finite,
+        branch_keys=keys,
         keep=jnp.where(fits, plan.keep, state.keep),
         planner=choose(fits, planner_state, state.planner),
         log=_write_log(state, plan, slots, grouping),
@@ -147,7 +150,7 @@ def _look(model, state: DecodeState, table: RequestTable) -> View:
             lambda: sample(
                 logits,
                 table.sampling.take(request),
-                rows.stream,
+                state.branch_keys.of_rows(rows.node, rows.number, rows.generated),
                 rows.generated,
                 lambda: _seen_tokens(state.tree, rows.node, vocab_size),
             ),
@@ -157,7 +160,7 @@ def _look(model, state: DecodeState, table: RequestTable) -> View:
         table=table,
         node=rows.node,
         request=rows.request,
-        stream=rows.stream,
+        number=rows.number,
         generated=rows.generated,
         logits=logits,
         token=sampled.token,

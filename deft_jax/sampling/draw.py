@@ -1,5 +1,6 @@
 """Choosing the next token of every branch on the device."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deft_jax.sampling.noise import exponential
 from deft_jax.sampling.params import SamplingRows
 from deft_jax.sampling.truncation import truncated_weights
-from deft_jax.sampling.vocab_search import argmax, inverse_cdf
+from deft_jax.sampling.vocab_search import argmax, race
 
 
 @jax.tree_util.register_dataclass
@@ -17,9 +19,10 @@ from deft_jax.sampling.vocab_search import argmax, inverse_cdf
 class Sampled:
     """The chosen tokens.
 
-    token: [B] int32 token ids.
-    logprob: [B] float32, log-softmax of the model's own logits at `token`, before
-      bias, penalty, temperature and truncation; natural logarithm.
+    Attributes:
+        token: [B] int32, token ids.
+        logprob: [B] float32, log-softmax of the model's own logits at `token`, before
+            bias, penalty, temperature and truncation; natural logarithm.
     """
 
     token: jax.Array
@@ -29,39 +32,42 @@ class Sampled:
 def sample(
     logits: jax.Array,
     rows: SamplingRows,
-    stream: jax.Array,
+    key: jax.Array,
     position: jax.Array,
     seen: Callable[[], jax.Array],
 ) -> Sampled:
-    """Chooses one token per row.
+    """Choose one token per row.
 
     In this order: logit bias, repetition penalty, temperature, top-k, top-p, min-p
-    (see `truncation.truncated_weights`), one draw. A row of temperature 0 takes the
-    largest logit after bias and penalty, the lowest id on ties. One trace serves all
-    settings, and a step costs only what some row of it asks for.
+    (`truncation.truncated_weights`), one draw. A row of temperature 0 takes the largest
+    logit after bias and penalty, the lowest id on ties. One trace serves all settings,
+    and a step costs only what some row of it asks for.
 
-    The draw is a function of the row's logits, parameters, `stream` and `position`
-    alone: other rows and the number of rows change nothing but, at most, the order
-    in which the compiler adds up float32 numbers.
+    The draw is a function of the row's logits, parameters, `key` and `position` alone.
+    Where other rows, or their number, change the order in which the compiler adds up
+    float32 numbers, logits differ in their last bits; that changes a draw only where
+    two tokens, or two blocks of 256, come within as many bits of a tie (`race`), or
+    where a token is as near to the boundary of a truncation.
 
     A logit of NaN counts as -inf and +inf as the largest float32. A row with no
     finite logit gives token 0, one with NaN or +inf a logprob of NaN.
 
     Args:
-      logits: [B, V] float32, as the model gives them.
-      rows: parameters of the B rows.
-      stream: [B] uint32, number of the branch; names a random stream of the seed.
-      position: [B] int32, tokens on the path so far; the place in the stream.
-      seen: gives [B, V] bool, true for tokens on the path of a row; called only
-        where some row has a repetition penalty.
+        logits: [B, V] float32, as the model gives them.
+        rows: parameters of the B rows.
+        key: [B] uint32, key of each row's branch.
+        position: [B] int32, tokens generated on the path so far.
+        seen: gives [B, V] bool, true for tokens on the path of a row; called only
+            where some row has a repetition penalty.
     """
     adjusted = _without_nan(_adjust(logits, rows, seen))
     greedy = argmax(adjusted)
     is_random = rows.temperature > 0
 
     def draw() -> jax.Array:
-        uniform = _uniform(rows.seed, stream, position)
-        drawn = _draw(adjusted, greedy, rows, uniform)
+        weights = truncated_weights(_tempered(adjusted, greedy, rows), rows)
+        names = (x[:, None] for x in (rows.seed, key, position))
+        drawn = race(weights, functools.partial(exponential, *names))
         return jnp.where(is_random, drawn, greedy)
 
     token = lax.cond(jnp.any(is_random), draw, lambda: greedy)
@@ -69,13 +75,13 @@ def sample(
 
 
 def sample_greedily(logits: jax.Array) -> Sampled:
-    """What `sample` gives where all rows are neutral and of temperature 0."""
+    """Choose as `sample` does where all rows are neutral and of temperature 0."""
     token = argmax(_without_nan(logits))
     return Sampled(token=token, logprob=_log_softmax_at(logits, token))
 
 
 def is_greedy(rows: SamplingRows, vocab_size: int) -> jax.Array:
-    """[] bool: whether all rows are neutral and of temperature 0."""
+    """Return [] bool: whether all rows are neutral and of temperature 0."""
     has_bias = jnp.any(rows.bias_token < vocab_size)
     has_penalty = jnp.any(rows.repetition_penalty != 1)
     return ~(has_bias | has_penalty | jnp.any(rows.temperature > 0))
@@ -104,25 +110,12 @@ def _without_nan(logits: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(logits), -jnp.inf, jnp.minimum(logits, largest))
 
 
-def _draw(
-    logits: jax.Array, greedy: jax.Array, rows: SamplingRows, uniform: jax.Array
-) -> jax.Array:
+def _tempered(logits: jax.Array, greedy: jax.Array, rows: SamplingRows) -> jax.Array:
+    """Return [B, V] float32: logits over temperature; the largest of a row is 0."""
     peak = _at(logits, greedy)
     peak = jnp.where(peak == -jnp.inf, 0.0, peak)
     temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
-    tempered = (logits - peak[:, None]) / temperature[:, None]
-    return inverse_cdf(truncated_weights(tempered, rows), uniform)
-
-
-def _uniform(seed: jax.Array, stream: jax.Array, position: jax.Array) -> jax.Array:
-    """[B] float32 in [0, 1). Threefry whatever the caller's default generator."""
-
-    def one(seed: jax.Array, stream: jax.Array, position: jax.Array) -> jax.Array:
-        key = jax.random.key(seed, impl="threefry2x32")
-        key = jax.random.fold_in(jax.random.fold_in(key, stream), position)
-        return jax.random.uniform(key)
-
-    return jax.vmap(one)(seed, stream, position)
+    return (logits - peak[:, None]) / temperature[:, None]
 
 
 def _log_softmax_at(logits: jax.Array, token: jax.Array) -> jax.Array:

@@ -9,12 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from deft_jax.errors import CapacityError, DeftError
+from deft_jax.sampling.numbers import as_flag, as_integer, as_number
 
 NO_TOKEN = int(np.iinfo(np.int32).max)
 """Fills unused places of `SamplingRows.bias_token`; a scatter there is dropped."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST = float(np.finfo(np.float32).tiny)
+_INTEGERS = (
+    ("max_new_tokens", 1, NO_TOKEN),
+    ("top_k", 0, NO_TOKEN),
+    ("seed", 0, 2**32 - 1),
+)
 _NUMBERS = (
     ("temperature", 0, _LARGEST, "finite and at least 0"),
     ("top_p", _SMALLEST, 1, "above 0 and at most 1"),
@@ -27,20 +33,24 @@ _NUMBERS = (
 class Sampling:
     """How the tokens of one request are chosen, and when it ends.
 
-    max_new_tokens: tokens to generate, at least 1.
-    temperature: divisor of the logits; 0 takes the most probable token.
-    top_k: keep this many of the most probable tokens; 0 keeps all.
-    top_p: keep the fewest of the most probable tokens that hold this probability.
-    min_p: keep tokens of at least this fraction of the largest probability.
-    repetition_penalty: for tokens already on the path, positive logits are divided
-      and negative ones multiplied by it; 1 changes nothing.
-    logit_bias: from token id to a number added to its logit.
-    seed: 0 to 2**32 - 1; with the branch and the position it fixes each draw.
-    stop: strings that end a branch; a single `str` counts as one of them.
-    ignore_eos: go on after the end-of-text token.
+    Numbers may be Python's, NumPy's or JAX's scalars; they are kept as Python's.
+
+    Attributes:
+        max_new_tokens: tokens to generate, at least 1.
+        temperature: divisor of the logits; 0 takes the most probable token.
+        top_k: number of the most probable tokens to keep; 0 keeps all.
+        top_p: probability that the kept tokens must hold; the fewest of the most
+            probable tokens that do are kept.
+        min_p: fraction of the largest probability that a kept token must have.
+        repetition_penalty: divisor of positive logits, and factor of negative ones, of
+            tokens that are already on the path; 1 changes nothing.
+        logit_bias: numbers to add to logits, by token id; None for none.
+        seed: 0 to 2**32 - 1; with the branch and the position it fixes each draw.
+        stop: strings that end a branch; one `str` counts as one of them, None as none.
+        ignore_eos: true to go on after an end-of-text token.
 
     Raises:
-      DeftError: a value is outside its limits.
+        DeftError: a value is outside its limits.
     """
 
     max_new_tokens: int = 256
@@ -55,44 +65,46 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self):
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
-        _check_integer("max_new_tokens", self.max_new_tokens, 1, NO_TOKEN)
-        _check_integer("top_k", self.top_k, 0, NO_TOKEN)
-        _check_integer("seed", self.seed, 0, 2**32 - 1)
+        """Check the values and make them Python's own."""
+        self._set("stop", _as_stops(self.stop))
+        for name, low, high in _INTEGERS:
+            self._set(name, as_integer(name, getattr(self, name), low, high))
         for name, low, high, limits in _NUMBERS:
-            _check_number(name, getattr(self, name), low, high, limits)
-        for token, bias in self.logit_bias.items():
-            _check_integer("a token of logit_bias", token, 0, NO_TOKEN - 1)
-            name = f"logit_bias of token {token}"
-            _check_number(name, bias, -_LARGEST, _LARGEST, "finite")
-        if not all(isinstance(text, str) and text for text in stop):
-            raise DeftError(f"stop must hold strings that are not empty, got {stop!r}")
+            self._set(name, as_number(name, getattr(self, name), low, high, limits))
+        self._set("logit_bias", _as_biases(self.logit_bias))
+        self._set("ignore_eos", as_flag("ignore_eos", self.ignore_eos))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def check(self, vocab_size: int) -> None:
         """Check what depends on the model.
 
+        Args:
+            vocab_size: tokens of the vocabulary.
+
         Raises:
-          DeftError: `logit_bias` names a token that the vocabulary does not have.
+            DeftError: `logit_bias` names a token that the vocabulary does not have.
         """
         for token in self.logit_bias:
-            _check_integer("a token of logit_bias", token, 0, vocab_size - 1)
+            as_integer("a token of logit_bias", token, 0, vocab_size - 1)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class SamplingRows:
-    """Sampling parameters of B rows; the fields are those of `Sampling`.
+    """Sampling parameters of B rows, or of R requests; `Sampling` explains them.
 
-    temperature: [B] float32.
-    top_k: [B] int32.
-    top_p: [B] float32.
-    min_p: [B] float32.
-    repetition_penalty: [B] float32.
-    bias_token: [B, C] int32 token ids, distinct in a row; `NO_TOKEN` where unused.
-    bias_value: [B, C] float32, added to the logits of `bias_token`.
-    seed: [B] uint32.
+    Attributes:
+        temperature: [B] float32.
+        top_k: [B] int32.
+        top_p: [B] float32.
+        min_p: [B] float32.
+        repetition_penalty: [B] float32.
+        bias_token: [B, biases] int32, token ids, distinct in a row; `NO_TOKEN` where
+            unused.
+        bias_value: [B, biases] float32, added to the logits of `bias_token`.
+        seed: [B] uint32.
     """
 
     temperature: jax.Array
@@ -106,21 +118,21 @@ class SamplingRows:
 
     @classmethod
     def create(cls, num_rows: int, bias_capacity: int) -> Self:
-        """Neutral rows on the device: greedy, which costs least, and nothing else."""
+        """Return neutral rows on the device: greedy, and nothing else."""
         return jax.tree.map(jnp.asarray, rows_for([None] * num_rows, bias_capacity))
 
     def take(self, index: jax.Array) -> Self:
-        """The rows at `index`, [B] int32; out of range counts as the nearest row."""
+        """Return the rows at `index`, [B] int32, or the nearest where out of range."""
         return jax.tree.map(
             lambda table: jnp.take(table, index, axis=0, mode="clip"), self
         )
 
 
 def rows_for(requests: Sequence[Sampling | None], bias_capacity: int) -> SamplingRows:
-    """One row of NumPy arrays per request; `None` gives a neutral row.
+    """Return a row of NumPy arrays per request; `None` gives a neutral row.
 
     Raises:
-      CapacityError: a request biases more than `bias_capacity` tokens.
+        CapacityError: a request biases more than `bias_capacity` tokens.
     """
     settings = [request or Sampling(temperature=0.0) for request in requests]
     bias_token, bias_value = _bias_columns(settings, bias_capacity)
@@ -141,6 +153,7 @@ def rows_for(requests: Sequence[Sampling | None], bias_capacity: int) -> Samplin
 
 
 def _bias_columns(settings: Sequence[Sampling], capacity: int) -> tuple[Any, Any]:
+    """Return the tokens and the values of all requests' biases."""
     shape = (len(settings), capacity)
     token, value = np.full(shape, NO_TOKEN, np.int32), np.zeros(shape, np.float32)
     for row, setting in enumerate(settings):
@@ -155,18 +168,28 @@ def _bias_columns(settings: Sequence[Sampling], capacity: int) -> tuple[Any, Any
     return token, value
 
 
-def _check_integer(name: str, value: Any, low: int, high: int) -> None:
-    """Booleans are refused too: they are integers only by descent."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise DeftError(f"{name} must be an integer, got {value!r}")
-    if not low <= value <= high:
-        raise DeftError(f"{name} must be from {low} to {high}, got {value}")
+def _as_stops(stop: Any) -> tuple[str, ...]:
+    """Return the stop strings from one, several or None."""
+    if stop is None:
+        return ()
+    try:
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    except TypeError:
+        raise DeftError(f"stop must be a string or several, got {stop!r}") from None
+    if not all(isinstance(text, str) and text for text in stops):
+        raise DeftError(f"stop must hold strings that are not empty, got {stops!r}")
+    return stops
 
 
-def _check_number(name: str, value: Any, low: float, high: float, limits: str) -> None:
-    """The comparisons are written to refuse a NaN."""
-    is_number = isinstance(value, int | float | np.integer | np.floating)
-    if isinstance(value, bool) or not is_number:
-        raise DeftError(f"{name} must be a number, got {value!r}")
-    if not low <= value <= high:
-        raise DeftError(f"{name} must be {limits}, got {value}")
+def _as_biases(biases: Any) -> dict[int, float]:
+    """Return the biases by token id, from a mapping or None."""
+    if biases is None:
+        return {}
+    if not isinstance(biases, Mapping):
+        raise DeftError(f"logit_bias must map token ids to numbers, got {biases!r:.60}")
+    found = {}
+    for token, bias in biases.items():
+        token = as_integer("a token of logit_bias", token, 0, NO_TOKEN - 1)
+        name = f"logit_bias of token {token}"
+        found[token] = as_number(name, bias, -_LARGEST, _LARGEST, "finite")
+    return found

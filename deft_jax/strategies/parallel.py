@@ -8,7 +8,11 @@ from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.tree_node import TreeNode
+from deft_jax.sampling.numbers import as_integer
 from deft_jax.strategies.protocol import Plan, View
+
+LARGEST = 2**31 - 1
+"""Largest number of branches that rows of int32 could count."""
 
 LAST_NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)(?!.*\d)"
 """Default answer pattern of self-consistency: the last number of the text."""
@@ -21,33 +25,35 @@ class ContinueAll:
     draft_depth: int = 1
 
     def init(self, capacity: Capacity) -> tuple[()]:
-        """No state of its own."""
+        """Return no state of its own."""
         return ()
 
     def plan(self, state: tuple[()], view: View) -> tuple[tuple[()], Plan]:
-        """Fresh rows branch from the prompt, the others go on in place."""
+        """Let fresh rows branch from the prompt, and the others go on in place."""
         return state, Plan.continue_all(view)
 
 
 @dataclasses.dataclass(frozen=True)
 class BestOfN:
-    """`n` independent samples that share the prompt; `.best()` has the highest mean
-    log-probability.
+    """Independent samples that share the prompt.
+
+    The best of the tree is the one with the highest mean log-probability.
 
     Attributes:
         n: branches per prompt, at least 1.
 
     Raises:
-        DeftError: n is no integer or below 1.
+        DeftError: n is no integer, or below 1.
     """
 
     n: int = 1
 
     def __post_init__(self):
-        if not isinstance(self.n, int):
-            raise DeftError(f"n must be an integer, got {self.n!r}")
-        if self.n < 1:
-            raise DeftError(f"n must be at least 1 branch, got {self.n}")
+        """Check the number of branches."""
+        n = as_integer("n", self.n, -LARGEST, LARGEST)
+        if n < 1:
+            raise DeftError(f"n must be at least 1 branch, got {n}")
+        object.__setattr__(self, "n", n)
 
     @property
     def rows(self) -> int:
@@ -61,11 +67,11 @@ class BestOfN:
 
     @property
     def planner(self) -> "ContinueAll":
-        """The same for every n, which therefore share a compilation."""
+        """A planner that is the same for every n, so that they share a compilation."""
         return ContinueAll()
 
     def conclude(self, tree: GenerationTree) -> GenerationTree:
-        """The tree as it is."""
+        """Return the tree as it is."""
         return tree
 
 
@@ -80,13 +86,14 @@ class SelfConsistency(BestOfN):
             compared without surrounding space, commas between digits, and case.
 
     Raises:
-        DeftError: n is no integer or below 1, or the pattern is no regular expression.
+        DeftError: n is no integer, or below 1, or the pattern is no regular expression.
     """
 
     n: int = 8
     pattern: str = LAST_NUMBER
 
     def __post_init__(self):
+        """Check the number of branches and the pattern."""
         super().__post_init__()
         try:
             re.compile(self.pattern)
@@ -96,8 +103,12 @@ class SelfConsistency(BestOfN):
             ) from None
 
     def conclude(self, tree: GenerationTree) -> GenerationTree:
-        """The tree with each branch's answer, the majority and the agreement."""
-        nodes = tuple(self._answered(tree, node) for node in tree.nodes)
+        """Return the tree with each branch's answer, the majority and the agreement."""
+        ends = {leaf.id for leaf in tree.leaves() if leaf.parent is not None}
+        nodes = tuple(
+            self._answered(tree, node) if node.id in ends else node
+            for node in tree.nodes
+        )
         answered = dataclasses.replace(tree, nodes=nodes)
         answers = [leaf.answer for leaf in answered.leaves() if leaf.answer is not None]
         if not answers:
@@ -109,8 +120,7 @@ class SelfConsistency(BestOfN):
         )
 
     def _answered(self, tree: GenerationTree, node: TreeNode) -> TreeNode:
-        if node not in tree.leaves() or node.parent is None:
-            return node
+        """Return a leaf with its answer, if its text has one."""
         match = re.search(self.pattern, tree.path_text(node), re.DOTALL)
         if match is None:
             return node
@@ -119,6 +129,6 @@ class SelfConsistency(BestOfN):
 
 
 def normalise_answer(text: str | None) -> str | None:
-    """The form in which answers are compared; None if nothing is left."""
+    """Return the form in which answers are compared; None if nothing is left."""
     text = re.sub(r"(?<=\d),(?=\d)", "", text or "").strip().casefold()
     return text or None

@@ -8,7 +8,7 @@ for drafted tokens and accepts a path of them.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ STOP = 1
 LENGTH = 2
 """Finish code: the row has as many tokens as it may."""
 
+NO_CHILD = -1
+"""`Plan.child` of rows whose child takes the next number that is free."""
+
 FINISH_REASONS: dict[int, FinishReason] = {STOP: "stop", LENGTH: "length"}
 """Names of the finish codes in results."""
 
@@ -34,10 +37,10 @@ FINISH_REASONS: dict[int, FinishReason] = {STOP: "stop", LENGTH: "length"}
 def finish_code(
     table: RequestTable, token: jax.Array, request: jax.Array, generated: jax.Array
 ) -> jax.Array:
-    """[...] int32: finish codes of branches that take a token.
+    """Return the finish codes of branches that take a token, [...] int32.
 
     Args:
-        table: of the requests.
+        table: limits and end-of-text tokens of the requests.
         token: [...] int32, the tokens.
         request: [...] int32, request slot of each; out of range counts as the nearest.
         generated: [...] int32, tokens on the branch with this one.
@@ -51,19 +54,22 @@ def finish_code(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What a planner sees. A row is a query token of the last step, or a fresh row at
-    the root of a prompt that was just read.
+    """What a planner sees.
+
+    A row is a query token of the last step, or a fresh row at the root of a prompt that
+    was just read.
 
     A request keeps the rows it began with until it ends; a planner that lets some of
     them idle and uses them again notes which they are while they are fresh.
 
     Attributes:
         tree: the forest.
-        table: of the requests, for `finish_code` of tokens that were not sampled.
+        table: what the host says of the requests, for `finish_code` of tokens that were
+            not sampled.
         node: [B] int32, node of each row, N for idle rows.
         request: [B] int32, request slot of each row, R for idle rows.
-        stream: [B] uint32, random stream of each row; of a fresh row its place among
-            the rows of its request.
+        number: [B] int32, number of the row within its request, from 0; a row keeps it
+            as long as the request has the row.
         generated: [B] int32, tokens generated on the row's path; 0 for a fresh row.
         logits: [B, V] float32, of the token that follows each row.
         token: [B] int32, the token sampled for each row.
@@ -76,13 +82,23 @@ class View:
     table: RequestTable
     node: jax.Array
     request: jax.Array
-    stream: jax.Array
+    number: jax.Array
     generated: jax.Array
     logits: jax.Array
     token: jax.Array
     logprob: jax.Array
     finish: jax.Array
     roots: jax.Array
+
+    @property
+    def is_live(self) -> jax.Array:
+        """[B] bool, true for rows that hold a token."""
+        return self.node < self.tree.num_nodes
+
+    @property
+    def is_fresh(self) -> jax.Array:
+        """[B] bool, true for rows at the root of a prompt that was just read."""
+        return self.is_live & (self.generated == 0)
 
 
 @jax.tree_util.register_dataclass
@@ -94,6 +110,10 @@ class Plan:
     without a leaf below it is freed unless the plan continues or keeps it. A request
     ends when no row of it runs in a plan, whatever rests, or when `stop` says so; its
     nodes are then freed.
+
+    The decode loop leaves out what cannot be: a row is idle if its source is no live
+    node and no earlier row of the plan that takes part, or if its token is not in the
+    vocabulary. A branch with `max_new_tokens` tokens ends, whatever `finish` says.
 
     Attributes:
         accept: [B] int32, tips of draft paths to keep (`tree.accept`), else NO_NODE.
@@ -112,7 +132,9 @@ class Plan:
         finish: [B] int32, finish code; a row that finishes records its token, which is
             not fed to the model, and frees its node.
         request: [B] int32, request slot of each row.
-        stream: [B] uint32, random stream of each row.
+        child: [B] int32, for a row that branches: number of the new child among all
+            that its node has ever had, which fixes what is drawn below it; NO_CHILD
+            goes on from the largest so far, in the order of the rows.
         generated: [B] int32, tokens on the row's path with this one.
         stop: [R] bool, requests that end now; their rows record their tokens.
     """
@@ -128,17 +150,18 @@ class Plan:
     logprob: jax.Array
     finish: jax.Array
     request: jax.Array
-    stream: jax.Array
+    child: jax.Array
     generated: jax.Array
     stop: jax.Array
 
     @classmethod
     def continue_all(cls, view: View) -> "Plan":
-        """Every row takes its sampled token: fresh rows branch, others go on in place.
+        """Return the plan in which every row takes its sampled token.
 
-        The start of most plans: change what differs with `dataclasses.replace`.
+        Fresh rows branch, others go on in place. This is the start of most plans:
+        change what differs with `with_tokens` and `dataclasses.replace`.
         """
-        live = view.node < view.tree.num_nodes
+        live = view.is_live
         return cls(
             accept=jnp.full_like(view.node, NO_NODE),
             draft_logprob=jnp.zeros_like(view.logprob),
@@ -151,31 +174,84 @@ class Plan:
             logprob=view.logprob,
             finish=view.finish,
             request=view.request,
-            stream=view.stream,
+            child=jnp.where(view.is_fresh, view.number, NO_CHILD),
             generated=view.generated + 1,
             stop=jnp.zeros(view.roots.shape, bool),
         )
+
+    def with_tokens(
+        self, view: View, token: jax.Array, after: jax.Array | None = None
+    ) -> Self:
+        """Return the plan with other tokens, and all that follows from them.
+
+        Args:
+            view: what the planner saw.
+            token: [B] int32, next token of each row.
+            after: [B] int32, row of the view that each token follows; each row's own if
+                None. Out of range counts as the nearest.
+
+        Returns:
+            The plan with `token`, its log-probability under the model, the number of
+            tokens on the path, the request and the finish code.
+        """
+        rows = jnp.arange(view.node.shape[0], dtype=jnp.int32)
+        after = rows if after is None else jnp.clip(after, 0, rows.shape[0] - 1)
+        generated = view.generated[after] + 1
+        return dataclasses.replace(
+            self,
+            token=token,
+            logprob=_logprob(view, token, after),
+            finish=finish_code(view.table, token, view.request[after], generated),
+            request=view.request[after],
+            generated=generated,
+        )
+
+
+def _logprob(view: View, token: jax.Array, after: jax.Array) -> jax.Array:
+    """Return [B] float32: log-probability of tokens that follow rows of the view."""
+    sampled = view.token[after]
+    # The sampled token's logit and log-probability tell the sum over the vocabulary.
+    normaliser = view.logits[after, sampled] - view.logprob[after]
+    safe = jnp.clip(token, 0, view.logits.shape[1] - 1)
+    logprob = view.logits[after, safe] - normaliser
+    return jnp.where(token == sampled, view.logprob[after], logprob)
 
 
 class Planner(Protocol):
     """The part of a strategy that runs on the device.
 
-    Must be hashable: it is static in the decode loop, and strategies with equal
+    It must be hashable: it is static in the decode loop, and strategies with equal
     planners share a compilation.
+
+    `plan` must be a function of its arguments. If a plan does not fit the free pages
+    and nodes, neither the forest nor the planner's state changes, and the engine relies
+    on getting the same plan again: it may start steps before it has looked at the last.
+
+    A loop within `plan` must compute its condition. On a GPU the decode loop is one
+    CUDA graph, and a `while_loop` that only carries a flag has gone wrong there (JAX
+    0.11.2): write `lambda x: x.step < x.limit`, not `lambda x: x.goes_on`.
+    `check_planner` finds such loops, and `checked` plans that make no sense.
 
     Attributes:
         draft_depth: levels of rows that continue rows of the same plan, 1 for none.
     """
 
     @property
-    def draft_depth(self) -> int: ...
+    def draft_depth(self) -> int:
+        """Levels of rows that continue rows of the same plan."""
+        ...
 
     def init(self, capacity: Capacity) -> Any:
-        """The planner's own state before the first step, a pytree of arrays."""
+        """Return the planner's own state before the first step, a pytree of arrays."""
         ...
 
     def plan(self, state: Any, view: View) -> tuple[Any, Plan]:
-        """The next state and plan; traced, must not touch the host."""
+        """Return the next state and the plan; traced, must not touch the host.
+
+        Args:
+            state: the planner's own state.
+            view: what the planner sees.
+        """
         ...
 
 
@@ -183,20 +259,26 @@ class Strategy(Protocol):
     """A way to grow trees.
 
     Attributes:
-        rows: query rows one request needs in a step.
-        nodes: nodes one request may hold at once, its root counted.
+        rows: query rows that one request needs in a step.
+        nodes: nodes that one request may hold at once, its root counted.
         planner: what decides on the device; may be the strategy itself.
     """
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """Query rows that one request needs in a step."""
+        ...
 
     @property
-    def nodes(self) -> int: ...
+    def nodes(self) -> int:
+        """Nodes that one request may hold at once."""
+        ...
 
     @property
-    def planner(self) -> Planner: ...
+    def planner(self) -> Planner:
+        """What decides on the device."""
+        ...
 
     def conclude(self, tree: Any) -> Any:
-        """The finished `GenerationTree` of a request, with what the strategy adds."""
+        """Return the finished `GenerationTree` of a request, with what is added."""
         ...

@@ -12,7 +12,7 @@ from deft_jax.strategies.parallel import BestOfN
 from tests.support.tiny_model import CAPACITY, path_logprobs, tiny_engine
 
 PROMPTS = ["x", "Hello world", "The quick brown fox jumps over it.", "12345678"]
-SAMPLING = Sampling(temperature=0.9, max_new_tokens=24, seed=7, stop=("K9", "Ll", "T2"))
+SAMPLING = Sampling(temperature=0.9, max_new_tokens=24, seed=7, stop=("3s", "Aq", "Ko"))
 
 
 class Listener:

@@ -14,7 +14,7 @@ from deft_jax.engine.engine import Engine
 from deft_jax.models.families.llama import Llama
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
-from tests.support.strategies.beam_search import BeamSearch
+from examples.beam_search import BeamSearch
 from tests.support.strategies.prompt_lookup import PromptLookup
 from tests.support.tiny_model import CONFIG, AsciiTokenizer
 

@@ -60,12 +60,12 @@ def test_chunks_of_the_example():
     assert one.request.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
     assert one.starts.tolist() == [True, True, False]
     assert one.last.tolist() == [2, 2, -1, -1, -1, -1]
-    assert one.stream.tolist() == [0, 1, 0, 0, 0, 0]
+    assert one.number.tolist() == [0, 1, 0, 0, 0, 0]
     assert two.token.tolist() == [105, 106, 107, 108, 200, 201, 202, 203]
     assert two.request.tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
     assert two.starts.tolist() == [False, False, True]
     assert two.last.tolist() == [-1, -1, 3, 3, 7, 7]
-    assert two.stream.tolist() == [0, 0, 0, 1, 0, 1]
+    assert two.number.tolist() == [0, 0, 0, 1, 0, 1]
 
 
 def test_a_request_that_is_put_back_waits_for_an_end_and_begins_anew():
@@ -103,7 +103,7 @@ def test_every_token_is_fed_once_and_every_row_is_given_back(sizes, random):
                 if end == len(request_.prompt):
                     assert len(rows) == request_.rows and (owner[rows] == -1).all()
                     assert chunk.token[chunk.last[rows[0]]] == request_.prompt[-1]
-                    assert sorted(chunk.stream[rows]) == list(range(len(rows)))
+                    assert sorted(chunk.number[rows]) == list(range(len(rows)))
                     owner[rows] = slot
                 else:
                     assert len(rows) == 0

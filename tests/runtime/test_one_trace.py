@@ -9,7 +9,7 @@ import jax
 from deft_jax.engine.runner import run_decode, run_prefill
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN, SelfConsistency
-from tests.support.strategies.beam_search import BeamSearch
+from examples.beam_search import BeamSearch
 from tests.support.tiny_model import CAPACITY, tiny_engine
 
 BEAM = BeamSearch(width=2, length=12)

@@ -83,7 +83,7 @@ def test_some_branches_end_early_and_others_are_cut():
     )
 
 
-def texts(prompts, n, seed=3):
+def texts(prompts, n, seed=4):
     """Return the texts of each prompt's branches."""
     sampling = Sampling(temperature=0.9, max_new_tokens=20, seed=seed)
     return [[leaf.text for leaf in leaves] for leaves in generate(prompts, n, sampling)]
@@ -104,7 +104,7 @@ def test_equal_prompts_give_equal_trees_and_unequal_branches():
 
 
 def test_another_seed_gives_other_text():
-    one, two = (texts(PROMPTS, 5, seed=seed) for seed in (3, 4))
+    one, two = (texts(PROMPTS, 5, seed=seed) for seed in (4, 6))
     assert all(a != b for a, b in zip(one, two, strict=True))
 
 

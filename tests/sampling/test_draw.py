@@ -13,24 +13,24 @@ def device_rows(requests, bias_capacity=4):
     return jax.tree.map(jnp.asarray, rows_for(requests, bias_capacity))
 
 
-def draw(logits, requests, stream=None, position=None, seen=None):
-    """Sample one token per row; streams and positions count up from 0 by default."""
+def draw(logits, requests, key=None, position=None, seen=None):
+    """Sample one token per row; keys and positions count up from 0 by default."""
     num_rows = len(logits)
-    stream = np.arange(num_rows) if stream is None else stream
+    key = np.arange(num_rows) if key is None else key
     position = np.zeros(num_rows) if position is None else position
     seen = np.zeros(np.shape(logits), bool) if seen is None else seen
     return _jitted(
         jnp.asarray(logits, jnp.float32),
         device_rows(requests),
-        jnp.asarray(stream, jnp.uint32),
+        jnp.asarray(key, jnp.uint32),
         jnp.asarray(position, jnp.int32),
         jnp.asarray(seen),
     )
 
 
 @jax.jit
-def _jitted(logits, rows, stream, position, seen):
-    return sample(logits, rows, stream, position, lambda: seen)
+def _jitted(logits, rows, key, position, seen):
+    return sample(logits, rows, key, position, lambda: seen)
 
 
 def gaussian(num_rows, vocab_size, scale=3.0):
@@ -54,28 +54,28 @@ def test_a_row_does_not_depend_on_the_others():
     order = np.random.default_rng(1).permutation(16)
     logits, requests = gaussian(16, 700), MIXED * 2
     seen = logits > 2
-    stream, position = np.arange(16) * 7, np.arange(16) + 100
-    together = draw(logits, requests, stream, position, seen)
+    key, position = np.arange(16) * 7, np.arange(16) + 100
+    together = draw(logits, requests, key, position, seen)
     permuted = draw(
         logits[order],
         [requests[row] for row in order],
-        stream[order],
+        key[order],
         position[order],
         seen[order],
     )
     np.testing.assert_array_equal(together.token[order], permuted.token)
     for row in range(16):
         one = slice(row, row + 1)
-        alone = draw(logits[one], requests[one], stream[one], position[one], seen[one])
+        alone = draw(logits[one], requests[one], key[one], position[one], seen[one])
         assert alone.token[0] == together.token[row]
 
 
-def test_seed_stream_and_position_each_change_the_draws():
+def test_seed_key_and_position_each_change_the_draws():
     logits = np.zeros((64, 1000))
     count, zero = np.arange(64), np.zeros(64)
     draws = [
-        draw(logits, [Sampling(seed=seed)] * 64, stream, position).token
-        for seed, stream, position in [
+        draw(logits, [Sampling(seed=seed)] * 64, key, position).token
+        for seed, key, position in [
             (0, zero, count),
             (1, zero, count),
             (0, zero + 1, count),

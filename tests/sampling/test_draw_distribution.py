@@ -93,7 +93,7 @@ def draws_of_one_row(logits, sampling, num_draws):
     sampled = jax.jit(sample, static_argnames="seen")(
         copies,
         table.take(jnp.zeros(num_draws, jnp.int32)),
-        stream=jnp.full(num_draws, 3, jnp.uint32),
+        key=jnp.full(num_draws, 3, jnp.uint32),
         position=jnp.arange(num_draws, dtype=jnp.int32),
         seen=lambda: copies > 0,
     )

@@ -46,6 +46,19 @@ DTYPES = {
         ("stop", "", "not empty"),
         ("stop", ("a", ""), "not empty"),
         ("stop", (b"a",), "strings"),
+        ("stop", 5, "a string or several"),
+        ("logit_bias", {np.bool_(True): 1.0}, "integer"),
+        ("logit_bias", [(1, 2.0)], "map token ids"),
+        ("logit_bias", {3: True}, "number"),
+        ("max_new_tokens", np.bool_(True), "integer"),
+        ("top_k", np.float32(3), "integer"),
+        ("top_k", np.array([3]), "integer"),
+        ("temperature", np.bool_(True), "number"),
+        ("temperature", np.array([0.5]), "number"),
+        ("temperature", np.float32("nan"), "at least 0"),
+        ("temperature", 1j, "number"),
+        ("ignore_eos", "no", "True or False"),
+        ("ignore_eos", 1, "True or False"),
     ],
 )
 def test_bad_value_is_refused_in_one_line(name, value, limit):
@@ -60,9 +73,40 @@ def test_limits_themselves_are_accepted():
     Sampling(temperature=float("1e-45"), top_p=1e-30, repetition_penalty=1e-37)
 
 
-def test_numpy_scalars_are_accepted():
-    values: dict[str, Any] = {"temperature": np.float32(0.5), "top_k": np.int64(3)}
-    assert Sampling(**values).top_k == 3
+@pytest.mark.parametrize("integer", [np.int64, np.uint32, np.array, jnp.int32])
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.array, jnp.float32])
+def test_scalars_of_numpy_and_jax_become_pythons_own(integer, number):
+    given: dict[str, Any] = {
+        "max_new_tokens": integer(7),
+        "temperature": number(0.5),
+        "top_k": integer(3),
+        "top_p": number(0.5),
+        "min_p": integer(0),
+        "repetition_penalty": number(2.0),
+        "logit_bias": {np.int64(5): number(-1.5)},
+        "seed": integer(9),
+        "ignore_eos": np.bool_(True),
+    }
+    plain = Sampling(
+        max_new_tokens=7,
+        temperature=0.5,
+        top_k=3,
+        top_p=0.5,
+        repetition_penalty=2.0,
+        logit_bias={5: -1.5},
+        seed=9,
+        ignore_eos=True,
+    )
+    sampling = Sampling(**given)
+    assert sampling == plain and hash(sampling) == hash(plain)
+    assert {type(value) for value in vars(sampling).values()} <= {
+        *(int, float, dict, tuple, bool),
+    }
+
+
+def test_none_stands_for_no_stop_string_and_no_bias():
+    values: dict[str, Any] = {"stop": None, "logit_bias": None}
+    assert Sampling(**values) == Sampling()
 
 
 def test_one_stop_string_counts_as_a_tuple_of_one():

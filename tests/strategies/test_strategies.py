@@ -5,8 +5,8 @@ import pytest
 
 from deft_jax.results.tree_node import ROOT
 from deft_jax.sampling.params import Sampling
-from tests.support.strategies.beam_search import BeamSearch
-from tests.support.strategies.best_first import BestFirst
+from examples.beam_search import BeamSearch
+from examples.best_first import BestFirst
 from tests.support.strategies.prompt_lookup import PromptLookup
 from tests.support.strategies.random_growth import RandomGrowth
 from tests.support.strategies.take_turns import TakeTurns

@@ -21,6 +21,7 @@ from deft_jax.models.config.config import SHAPES
 from deft_jax.models.families.llama import Llama
 from deft_jax.models.tokenizers.detokenizer import Detokenizer
 from deft_jax.sampling.draw import sample
+from deft_jax.sampling.noise import ROOT_KEY, child_key
 from deft_jax.sampling.params import Sampling, rows_for
 
 EOS = (0, 1, 2, 3, 4, 5)
@@ -82,8 +83,8 @@ class LoneSequence(NamedTuple):
     finish_reason: str
 
 
-def decode_alone(prompt: str, sampling: Sampling, stream: int = 0) -> LoneSequence:
-    """Decode one sequence as branch `stream` of a request."""
+def decode_alone(prompt: str, sampling: Sampling, branch: int = 0) -> LoneSequence:
+    """Decode one sequence as branch number `branch` of a request."""
     prompt_ids = AsciiTokenizer().encode(prompt)
     tokens = np.zeros(CONFIG.context_length, np.int32)
     tokens[: len(prompt)] = prompt_ids
@@ -95,7 +96,7 @@ def decode_alone(prompt: str, sampling: Sampling, stream: int = 0) -> LoneSequen
             jnp.int32(len(prompt)),
             jnp.int32(end),
             jax.tree.map(jnp.asarray, rows_for([sampling], BIASES)),
-            jnp.uint32(stream),
+            child_key(jnp.uint32(ROOT_KEY), jnp.int32(branch)),
             jnp.asarray((-1,) * len(EOS) if sampling.ignore_eos else EOS),
         )
     )
@@ -119,7 +120,7 @@ def _until_stop(tokens, logprobs, reason, stops) -> LoneSequence:
 
 
 @jax.jit
-def _decode(model, tokens, prompt_length, end, rows, stream, eos):
+def _decode(model, tokens, prompt_length, end, rows, key, eos):
     """Return [L] tokens and log-probabilities, and how many tokens there are."""
     places = jnp.arange(tokens.shape[0])
 
@@ -130,7 +131,7 @@ def _decode(model, tokens, prompt_length, end, rows, stream, eos):
         logits = dense_logits(model, tokens)[length - 1]
         position = length - prompt_length
         chosen = sample(
-            logits[None], rows, stream[None], position[None], lambda: seen[None]
+            logits[None], rows, key[None], position[None], lambda: seen[None]
         )
         token = chosen.token[0]
         return (

@@ -238,7 +238,7 @@ def view(token) -> View:
         table=None,  # type: ignore[arg-type]
         node=1 + rows,
         request=zeros,
-        stream=zeros.astype(jnp.uint32),
+        number=zeros,
         generated=1 + zeros,
         logits=jnp.zeros((CAPACITY.rows, 3)),
         token=token,

@@ -120,8 +120,10 @@ def test_tokens_are_the_models_own(shared: Engine, template: TreeTemplate):
 
 
 def test_the_template_says_when_branches_end_not_the_sampling(shared: Engine):
-    sampling = Sampling(temperature=0.0, max_new_tokens=1)
+    """But for its limit, which no planner exceeds."""
     strategy = TreeReplay(UNEVEN)
+    limit = strategy.sampling.max_new_tokens
+    sampling = Sampling(temperature=0.0, max_new_tokens=limit)
     (tree,) = shared.generate(prompt(UNEVEN), strategy, sampling)
     assert_is(tree, UNEVEN)
     assert tree.nodes == replay(shared, UNEVEN).nodes

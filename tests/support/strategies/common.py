@@ -26,22 +26,11 @@ class Example:
         return tree
 
 
-def is_live(view: View) -> jax.Array:
-    """Return [B] bool, true for rows that hold a token."""
-    return view.node < view.tree.num_nodes
-
-
-def is_fresh(view: View) -> jax.Array:
-    """Return [B] bool, true for rows at the root of a prompt just read."""
-    return is_live(view) & (view.generated == 0)
-
-
 def seat(seats: jax.Array, view: View) -> jax.Array:
     """Return [R, S] int32, rows of each request slot, noted while fresh."""
-    request = jnp.where(is_fresh(view), view.request, seats.shape[0])
-    place = view.stream.astype(jnp.int32)
+    request = jnp.where(view.is_fresh, view.request, seats.shape[0])
     rows = jnp.arange(view.node.shape[0], dtype=jnp.int32)
-    return seats.at[request, place].set(rows, mode="drop")
+    return seats.at[request, view.number].set(rows, mode="drop")
 
 
 def put(default: jax.Array, row: jax.Array, value: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from deft_jax.capacity import Capacity
 from deft_jax.strategies.protocol import RUNNING, Plan, View
 from deft_jax.tree.state import NO_NODE
-from tests.support.strategies.common import Example, is_fresh, is_live, put, seat
+from tests.support.strategies.common import Example, put, seat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class PromptLookup(Example):
         trunk = jnp.full((self.paths, 1), rows[0])
         above = jnp.concatenate([trunk, path[:, :-1]], axis=1)
         same = (drafted[path] == view.token[above]) & (view.finish[above] == RUNNING)
-        right = same & is_live(view)[path] & ~is_fresh(view)[path]
+        right = same & view.is_live[path] & ~view.is_fresh[path]
         length = jnp.sum(jnp.cumprod(right, axis=1), axis=1)
         best = jnp.argmax(length)
         last = path[best, jnp.maximum(length[best] - 1, 0)]
@@ -85,7 +85,7 @@ class PromptLookup(Example):
         return jnp.where(there, token[wanted], -1).ravel()
 
     def _write(self, view: View, row, tip, drafts) -> Plan:
-        """Give the tip's sample to the trunk and the drafts to the rows behind it.
+        """Return the plan in which the trunk takes the tip's sample, and drafts follow.
 
         Args:
             view: what the last step left.
@@ -117,7 +117,6 @@ class PromptLookup(Example):
             logprob=put(view.logprob, trunk, view.logprob[tip]),
             finish=put(jnp.zeros_like(view.finish), trunk, view.finish[tip]),
             request=put(view.request, row, everyone),
-            stream=jnp.zeros_like(view.stream),
             generated=put(put(view.generated, draft, later), trunk, generated),
         )
 

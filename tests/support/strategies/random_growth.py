@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from deft_jax.capacity import Capacity
 from deft_jax.strategies.protocol import RUNNING, Plan, View
 from deft_jax.tree.state import Tree
-from tests.support.strategies.best_first import BestFirst
-from tests.support.strategies.common import is_fresh
+from examples.best_first import BestFirst
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,10 +22,10 @@ class RandomGrowth(BestFirst):
     steps: int
 
     def init(self, capacity: Capacity):
-        """Return what the planner remembers.
+        """Return more state than that of a search.
 
-        Per node whether it ever branched and whether the last plan kept it, the age of
-        each request, and a count of kept nodes that were gone.
+        It holds, per node, whether it ever branched and whether the last plan kept it;
+        the age of each request; and a count of kept nodes that were gone.
         """
         no = jnp.zeros(capacity.nodes, bool)
         return super().init(capacity) | {
@@ -58,7 +57,7 @@ class RandomGrowth(BestFirst):
 
     def _age(self, state, view: View):
         """Return the state one step older; new nodes have never branched."""
-        fresh = jnp.where(is_fresh(view), view.request, view.roots.shape[0])
+        fresh = jnp.where(view.is_fresh, view.request, view.roots.shape[0])
         gone = state["kept"] & ~view.tree.live
         return state | {
             "branched": state["branched"].at[view.node].set(False, mode="drop"),

@@ -8,7 +8,7 @@ from deft_jax.capacity import Capacity
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.strategies.protocol import RUNNING, Plan, View
 from deft_jax.tree.state import NO_NODE, choose
-from tests.support.strategies.common import Example, is_live
+from tests.support.strategies.common import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,14 +35,14 @@ class TakeTurns(Example):
             "logprob": jnp.zeros(capacity.rows),
             "finish": rest,
             "request": rest,
-            "stream": rest.astype(jnp.uint32),
+            "child": rest,
             "generated": rest,
         }
 
     def plan(self, state, view: View):
         fresh = Plan.continue_all(view)
         new = {name: getattr(fresh, name) for name in state}
-        state = {name: choose(is_live(view), new[name], state[name]) for name in state}
+        state = {name: choose(view.is_live, new[name], state[name]) for name in state}
         rests = state["source"] >= 0
         alive = jnp.append(view.tree.live, False)[state["source"]]
         now = rests & alive & self._has_turn(state, rests & alive)

@@ -1,0 +1,54 @@
+"""What a plan may ask for; the device leaves out the rest, so that it does no harm."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from deft_jax.strategies.protocol import LENGTH, RUNNING, Plan, View
+from deft_jax.tree.state import NO_NODE
+
+
+def within_limits(plan: Plan, view: View, draft_depth: int) -> Plan:
+    """Return the plan without what cannot be carried out.
+
+    A row is idle if its source is no live node, and no earlier row of the plan that
+    takes part with at most `draft_depth` levels; or if its token is not in the
+    vocabulary. A tip that is no live node accepts nothing. A branch that has
+    `max_new_tokens` tokens ends with its last one.
+
+    Args:
+        plan: what the planner asks for.
+        view: what it saw.
+        draft_depth: levels of rows that may continue rows of the plan.
+    """
+    possible = _possible(plan, view, draft_depth)
+    limit = view.table.max_new_tokens
+    slot = jnp.clip(plan.request, 0, limit.shape[0] - 1)
+    full = ~plan.draft & (plan.generated >= limit[slot])
+    return dataclasses.replace(
+        plan,
+        source=jnp.where(possible, plan.source, NO_NODE),
+        accept=jnp.where(_is_live(view, plan.accept), plan.accept, NO_NODE),
+        finish=jnp.where(full & (plan.finish == RUNNING), LENGTH, plan.finish),
+    )
+
+
+def _possible(plan: Plan, view: View, draft_depth: int) -> jax.Array:
+    """Return [B] bool, true for rows that can do what the plan says."""
+    size, num_rows = view.tree.num_nodes, plan.source.shape[0]
+    known = (plan.token >= 0) & (plan.token < view.logits.shape[1])
+    possible = known & _is_live(view, plan.source)
+    above = jnp.clip(plan.source - size, 0, num_rows - 1)
+    earlier = known & (plan.source >= size)
+    earlier &= plan.source - size < jnp.arange(num_rows, dtype=jnp.int32)
+    for _ in range(draft_depth - 1):
+        possible |= earlier & possible[above]
+    return possible
+
+
+def _is_live(view: View, node: jax.Array) -> jax.Array:
+    """Return [B] bool, true where `node` [B] int32 is the number of a live node."""
+    size = view.tree.num_nodes
+    inside = (node >= 0) & (node < size)
+    return inside & (view.tree.first[jnp.clip(node, 0, size - 1)] < size)
