@@ -29,7 +29,7 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
         draft_depth: levels of rows that continue rows of the same plan, 1 for none.
 
     Returns:
-        The tree, the slots of the plan's tokens, [R] int32, the requests' roots, and the
+        The tree, the slots of the plan's tokens, [R] int32 the requests' roots, and the
         keys of the branches.
     """
     tree, size = state.tree, state.tree.num_nodes
