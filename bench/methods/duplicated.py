@@ -1,15 +1,14 @@
 """`flash_decoding`: a cache per branch, unpaged, copied where a branch begins."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.attention.grouping import Grouping, group, group_arrays
 from deft_jax.attention.hopper import attend
-from deft_jax.attention.implementations import pick_implementation
 from deft_jax.attention.schedule import (
     Schedule,
     describe_tiles,
@@ -23,7 +22,7 @@ from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.kv import pool as kv_pool
 from deft_jax.kv.pool import LayerKV
-from deft_jax.layers.projections import Projections
+from deft_jax.layers.qkv import QKV
 from deft_jax.runtime.attention_method import Pool, StepPlan, TreeMethod
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
@@ -91,47 +90,45 @@ class DuplicatedMethod:
         )
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
         """Copy the caches that branches begin with, and finds all rows' places."""
         pages = self._pages(tree.page_size)
         grouping = group(tree, slots)
-        if before is None:
+        if previous_node is None:
             return _plan_prompt(slots, grouping, pages, tree.page_size), pool
         with jax.named_scope("tree_operations"):
-            pool = copy_caches(find_sources(tree, slots, before), pool, pages)
+            pool = copy_caches(find_sources(tree, slots, previous_node), pool, pages)
         own = _find_places(tree, slots, grouping.order, pages)
         return StepPlan(grouping, slots, own), pool
 
     def attend(
-        self, plan: StepPlan, heads: Projections, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
         """Each row over its own cache."""
-        own = plan.own
+        own = plan.extra
         if own is None:
             return self._read_prompt(plan, heads, layer)
         with jax.named_scope("kv_write"):
             q, layer = heads.append(layer, own.page, own.slot, self.implementation)
         with jax.named_scope("attention"):
-            if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
-                logits = AttentionSpec(
-                    1 / math.sqrt(q.shape[2]), window=None, soft_cap=None
-                )
-                spec = sequence_spec(q, layer.k, logits)
-                args = own, plan.grouping, layer.k.shape[0], tiling_of(spec)
+            spec = AttentionSpec.plain(q.shape[2])
+            if choose_backend(self.implementation, q, layer.k) is Backend.HOPPER:
+                sizes = sequence_spec(q, layer.k, spec)
+                args = own, plan.grouping, layer.k.shape[0], tiling_of(sizes)
                 with jax.named_scope("grouping"):
                     caches, schedule = cache_work(*args)
-                    prepared = prepare(caches, spec, schedule=schedule)
-                out, _ = attend(spec, q, layer.k, layer.v, prepared)
+                    prepared = prepare(caches, sizes, schedule=schedule)
+                out, _ = attend(sizes, q, layer.k, layer.v, prepared)
             else:
-                out = _attend_dense(q, layer, own)
+                out = _attend_dense(q, layer, own, spec)
         return out, layer
 
     def _pages(self, page_size: int) -> int:
         """Of a cache."""
         return -(-self.path_tokens // page_size)
 
-    def _read_prompt(self, plan: StepPlan, heads: Projections, layer: LayerKV):
+    def _read_prompt(self, plan: StepPlan, heads: QKV, layer: LayerKV):
         """As over a tree whose pages are the first cache."""
         pages = plan.grouping.slot_first.shape[0]
         part = jax.tree.map(lambda x: x[:pages], layer)
@@ -164,20 +161,21 @@ def _find_places(tree: Tree, slots: Slots, row: jax.Array, pages: int) -> Caches
     return Caches(page, position % size, row, jnp.where(live, position + 1, 0))
 
 
-def find_sources(tree: Tree, slots: Slots, before: jax.Array) -> jax.Array:
+def find_sources(tree: Tree, slots: Slots, previous_node: jax.Array) -> jax.Array:
     """[B] int32: row whose cache each row goes on with; often its own.
 
     Args:
         tree: the forest after `append`.
         slots: of the query tokens.
-        before: as in `AttentionMethod.plan`. A row of a new node does not have the
-            node's number before, unless by chance: the number of a freed node.
+        previous_node: [B] int32, node that each row was at before the step, N for idle
+            rows. A row of a new node does not have the node's number before, unless by
+            chance: the number of a freed node.
     """
     node = jnp.minimum(slots.node, tree.num_nodes - 1)
     is_new = slots.position == tree.start[node]
     origin = jnp.where(is_new, tree.parent[node], node)
     live = slots.node < tree.num_nodes
-    same = (before[None] == origin[:, None]) & live[:, None]
+    same = (previous_node[None] == origin[:, None]) & live[:, None]
     # The first of all rows that a prompt left at its root, which has the cache.
     source = jnp.argmax(same, axis=1).astype(jnp.int32)
     own = jnp.arange(node.shape[0], dtype=jnp.int32)
@@ -275,7 +273,7 @@ def _cache_slots(own: Caches, num_pages: int, page_size: int) -> dict[str, jax.A
     }
 
 
-def _attend_dense(q, layer: LayerKV, own: Caches) -> jax.Array:
+def _attend_dense(q, layer: LayerKV, own: Caches, spec: AttentionSpec) -> jax.Array:
     """Plain XLA: every row over all of its cache's room, under a mask."""
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = layer.k.shape[1]
@@ -290,7 +288,7 @@ def _attend_dense(q, layer: LayerKV, own: Caches) -> jax.Array:
     scores = jnp.einsum("bkgd,bksd->bkgs", heads, k, preferred_element_type=jnp.float32)
     position = jnp.arange(k.shape[2], dtype=jnp.int32)
     seen = position[None] < jnp.maximum(own.length, 1)[:, None]
-    scores = jnp.where(seen[:, None, None], scores / math.sqrt(head_dim), -jnp.inf)
+    scores = jnp.where(seen[:, None, None], spec(scores), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     out = jnp.einsum("bkgs,bksd->bkgd", weights, v, preferred_element_type=jnp.float32)
     return out.reshape(num_rows, num_heads, head_dim).astype(q.dtype)

@@ -1,16 +1,15 @@
 """`deft_node` and `deft_node_chunk`: KV grouped by node, nodes whole or in chunks."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.attention.device import num_multiprocessors
+from deft_jax.attention.backend import Backend, choose_backend
+from deft_jax.attention.device import device_of, num_multiprocessors
 from deft_jax.attention.grouping import Grouping, WorkList
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.implementations import pick_implementation
 from deft_jax.attention.schedule import (
     Cut,
     Schedule,
@@ -21,12 +20,12 @@ from deft_jax.attention.schedule import (
     share,
     tiling_of,
 )
-from deft_jax.attention.spec import AttentionSpec, Tiling
+from deft_jax.attention.spec import Tiling
 from deft_jax.attention.units import BOTH, NUM_CLASSES, WHOLE, classify
-from deft_jax.attention.xla import BLOCK_TOKENS, tree_attention_xla
+from deft_jax.attention.xla import BLOCK_TOKENS
 from deft_jax.capacity import Capacity
 from deft_jax.kv.pool import LayerKV
-from deft_jax.layers.projections import Projections
+from deft_jax.layers.qkv import QKV
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.runtime.attention_method import Pool, StepPlan, TreeMethod, append_pages
 from deft_jax.tree.appending import Slots
@@ -57,37 +56,34 @@ class NodeMethod(TreeMethod):
         return super().create_pool(config, capacity, dtype)
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
         """Group the queries and keeps the tree, which says whose each slot is."""
         # What idle rows write must miss the page that nobody sees, too.
         live = slots.page < tree.num_pages
         page = jnp.where(live, slots.page, tree.num_pages + 1)
         slots = dataclasses.replace(slots, page=page)
-        plan, pool = super().plan(tree, slots, pool, before)
-        return dataclasses.replace(plan, own=tree), pool
+        plan, pool = super().plan(tree, slots, pool, previous_node)
+        return dataclasses.replace(plan, extra=tree), pool
 
     def attend(
-        self, plan: StepPlan, heads: Projections, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
         """Attention, node by node."""
         q, layer = append_pages(plan, heads, layer, self.implementation)
-        logits = AttentionSpec(
-            scale=1 / math.sqrt(q.shape[-1]), window=None, soft_cap=None
-        )
-        number = slot_numbers(plan.own)
+        number = slot_numbers(plan.extra)
         with jax.named_scope("attention"):
-            if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
-                workers = num_multiprocessors()
-                spec = make_spec(q, layer.k, logits, num_workers=workers)
-                args = plan.grouping, number, tiling_of(spec), self.chunk_tokens
-                with jax.named_scope("grouping"):
-                    schedule = node_schedule(*args)
-                    prepared = prepare(plan.grouping, spec, schedule=schedule)
-                out, _ = attend(spec, q, layer.k, layer.v, prepared)
-            else:
-                grouping = _by_nodes(plan.grouping, number, plan.own.num_nodes)
-                out, _ = tree_attention_xla(q, layer.k, layer.v, grouping, logits)
+            backend = choose_backend(self.implementation, q, layer.k)
+            if backend is not Backend.HOPPER:
+                grouping = _by_nodes(plan.grouping, number, plan.extra.num_nodes)
+                return self.attend_pages(q, layer, grouping), layer
+            workers = num_multiprocessors(device_of(q, layer.k))
+            sizes = make_spec(q, layer.k, self.spec_for(q), num_workers=workers)
+            args = plan.grouping, number, tiling_of(sizes), self.chunk_tokens
+            with jax.named_scope("grouping"):
+                schedule = node_schedule(*args)
+                prepared = prepare(plan.grouping, sizes, schedule=schedule)
+            out, _ = attend(sizes, q, layer.k, layer.v, prepared)
         return out, layer
 
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import jax
 
+from deft_jax.attention.device import device_of, gpu_kind
 from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.schedule import head_chunks, prepare
 from deft_jax.attention.spec import AttentionSpec
-from deft_jax.attention.tuned_sizes import Key, gpu_kind, lookup
+from deft_jax.attention.tuned_sizes import Key, lookup
 from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
     grouped_partial_attention,
 )
@@ -40,14 +41,14 @@ def tree_attention_mosaic(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    logits: AttentionSpec,
+    attention: AttentionSpec,
     *,
     config: KernelConfig | None = None,
     num_workers: int | None = None,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of `q` [Q, H, D] over the pages; see `tree_attention`."""
-    spec = make_spec(q, k_pages, logits, config=config, num_workers=num_workers)
+    spec = make_spec(q, k_pages, attention, config=config, num_workers=num_workers)
     with jax.named_scope("grouping"):
         prepared = prepare(grouping, spec)
     return attend(spec, q, k_pages, v_pages, prepared, interpret=interpret)
@@ -72,7 +73,7 @@ def unsupported(
 def make_spec(
     q: jax.Array | jax.ShapeDtypeStruct,
     k_pages: jax.Array | jax.ShapeDtypeStruct,
-    logits: AttentionSpec,
+    attention: AttentionSpec,
     *,
     config: KernelConfig | None = None,
     num_workers: int | None = None,
@@ -82,7 +83,7 @@ def make_spec(
     Args:
         q: [Q, H, D], shape and dtype are used.
         k_pages: [M, K, P, D], shape is used.
-        logits: of the attention.
+        attention: what is computed.
         config: tuned sizes; by default those of `tuned_sizes` for the default device,
             else `default_config`.
         num_workers: multiprocessors to use.
@@ -115,12 +116,13 @@ def make_spec(
             num_workers or DEFAULT_WORKERS, num_kv_heads * chunks * num_tiles
         ),
         dtype=q.dtype.name,
-        scale=logits.scale,
-        window=logits.window,
-        soft_cap=logits.soft_cap,
+        scale=attention.scale,
+        window=attention.window,
+        soft_cap=attention.soft_cap,
         head_chunks=chunks,
     )
-    return replace(spec, config=config or _choose_config(spec))
+    kind = gpu_kind(device_of(q, k_pages))
+    return replace(spec, config=config or _choose_config(spec, kind))
 
 
 def copied(query_bytes: int) -> int:
@@ -139,12 +141,12 @@ def even_workers(most: int, num_pairs: int) -> int:
     return next(even, most)
 
 
-def _choose_config(spec: KernelSpec) -> KernelConfig:
+def _choose_config(spec: KernelSpec, kind: str | None) -> KernelConfig:
     """The tuned sizes, the default ones or small ones: the first that fit.
 
     Queries of groups such as 40, which leave rows of a tile empty, need more room.
     """
-    key, kind = Key.of(spec), gpu_kind()
+    key = Key.of(spec)
     rows = spec.num_queries * spec.group
     for config in (
         None if kind is None else lookup(kind, key),

@@ -27,7 +27,7 @@ def tree_attention_mma(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    logits: AttentionSpec,
+    attention: AttentionSpec,
     *,
     bulk: bool,
     num_workers: int | None = None,
@@ -40,12 +40,12 @@ def tree_attention_mma(
         k_pages: [M, K, P, D].
         v_pages: [M, K, P, D].
         grouping: of the step.
-        logits: of the attention.
+        attention: what is computed.
         bulk: whether the device has bulk copies (compute capability 9.0 and newer).
         num_workers: blocks of threads.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
     """
-    spec = make_mma_spec(q, k_pages, logits, bulk=bulk, num_workers=num_workers)
+    spec = make_mma_spec(q, k_pages, attention, bulk=bulk, num_workers=num_workers)
     masks, positions, live, schedule = prepare(grouping, spec, tile_rows(spec))
     heads = spec.num_queries, spec.num_kv_heads, spec.group, spec.head_dim
     out, lse, part_out, part_lse = grouped_partial_attention(
@@ -73,7 +73,7 @@ def tree_attention_mma(
 def make_mma_spec(
     q: jax.Array,
     k_pages: jax.Array,
-    logits: AttentionSpec,
+    attention: AttentionSpec,
     *,
     bulk: bool,
     num_workers: int | None = None,
@@ -99,9 +99,9 @@ def make_mma_spec(
         halves=1,
         num_workers=num_workers or DEFAULT_WORKERS,
         dtype=q.dtype.name,
-        scale=logits.scale,
-        window=logits.window,
-        soft_cap=logits.soft_cap,
+        scale=attention.scale,
+        window=attention.window,
+        soft_cap=attention.soft_cap,
         head_chunks=chunks,
         config=KernelConfig(
             unit_tokens=unit, block_tokens=32 if wide else 64, stages=2

@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from deft_jax.errors import DeftError
 from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, KernelConfig, KernelSpec
 
@@ -86,12 +84,6 @@ class Table:
 def rows_bucket(rows: int) -> int:
     """`rows` rounded up to a power of two between 64 and 8192."""
     return min(max(1 << (rows - 1).bit_length(), LEAST_ROWS), MOST_ROWS)
-
-
-def gpu_kind() -> str | None:
-    """Kind of the default device, None if it is no GPU."""
-    device = jax.devices()[0]
-    return device.device_kind if device.platform == "gpu" else None
 
 
 def lookup(device_kind: str, key: Key) -> KernelConfig | None:

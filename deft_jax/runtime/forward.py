@@ -1,10 +1,13 @@
 """The layers over a step's query tokens: one body for every step."""
 
+import functools
 from typing import Protocol
 
 import jax
 
 from deft_jax.attention.grouping import Grouping
+from deft_jax.layers.ops import LayerOps
+from deft_jax.layers.swiglu import swiglu
 from deft_jax.runtime.attention_method import AttentionMethod, Pool
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
@@ -13,7 +16,7 @@ from deft_jax.tree.state import Tree
 class Model(Protocol):
     """What the decode step asks of a network, such as `deft_jax.models`' Llama."""
 
-    def __call__(self, tokens, positions, caches, attention, /) -> tuple: ...
+    def __call__(self, tokens, positions, caches, ops, /) -> tuple: ...
 
     def logits(self, hidden: jax.Array, /) -> jax.Array: ...
 
@@ -45,10 +48,11 @@ def forward(
         plan, pool = method.plan(tree, slots, pool, before)
         grouping = plan.grouping
 
-    def attention(heads, layer):
-        return method.attend(plan, heads, layer)
-
+    ops = LayerOps(
+        attend=functools.partial(method.attend, plan),
+        swiglu=functools.partial(swiglu, implementation=method.implementation),
+    )
     with jax.named_scope("layers"):
         order = grouping.order
-        hidden, pool = model(token[order], grouping.query_position, pool, attention)
+        hidden, pool = model(token[order], grouping.query_position, pool, ops)
         return hidden[grouping.rank], pool, grouping

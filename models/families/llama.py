@@ -1,18 +1,17 @@
-"""The Llama network in Flax NNX: layers unrolled, the attention op as an argument.
+"""The Llama network in Flax NNX: layers unrolled, attention and gate as an argument.
 
 Weight matrices are [input, output], and those that read the same activations are one
 matrix: a decode step is bound by reading them, and fewer, larger products read faster.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deft_jax.layers.projections import Projections
-from deft_jax.layers.swiglu import swiglu
+from deft_jax.layers.ops import LayerOps
+from deft_jax.layers.qkv import QKV
 from deft_jax.pallas_kernels.rms_scale import rms_scaled
 
 from ..checkpoints.weights import (
@@ -23,19 +22,6 @@ from ..checkpoints.weights import (
     weight_shapes,
 )
 from ..config.config import LlamaConfig
-
-
-class Attention(Protocol):
-    """What a layer asks of the decoder: store the step's KV, then attend."""
-
-    def __call__(self, heads: Projections, cache: Any) -> tuple[jax.Array, Any]:
-        """Return the attention output [Q, H, D] and the layer's new cache.
-
-        Args:
-            heads: of the query tokens, rotary positions not yet applied.
-            cache: the layer's own, any pytree.
-        """
-        ...
 
 
 class Layer(nnx.Module):
@@ -58,14 +44,14 @@ class Layer(nnx.Module):
         self.gate_up = nnx.Param(weights["gate_up"])
         self.down = nnx.Param(weights["down"])
 
-    def __call__(self, x, cos, sin, cache, attention: Attention):
+    def __call__(self, x, cos, sin, cache, ops: LayerOps):
         """x [Q, E] through the block; returns it and the layer's new cache."""
         config, eps = self.config, self.config.rms_eps
         heads = _project(x, self.qkv[...]).reshape(x.shape[0], -1, config.head_dim)
-        projections = Projections(x, heads, cos, sin, config.num_kv_heads, eps)
-        mixed, cache = attention(projections, cache)
+        qkv = QKV(x, heads, cos, sin, config.num_kv_heads, eps)
+        mixed, cache = ops.attend(qkv, cache)
         x = x + mixed.reshape(x.shape[0], -1) @ self.out[...]
-        gated = swiglu(x, _project(x, self.gate_up[...]), eps)
+        gated = ops.swiglu(x, _project(x, self.gate_up[...]), eps)
         return x + gated @ self.down[...], cache
 
 
@@ -143,15 +129,15 @@ class Llama(nnx.Module):
         tokens: jax.Array,
         positions: jax.Array,
         caches: tuple,
-        attention: Attention,
+        ops: LayerOps,
     ) -> tuple[jax.Array, tuple]:
         """The final hidden states of query tokens.
 
         Args:
             tokens: [Q] int32.
             positions: [Q] int32, positions along each token's path.
-            caches: one per layer, given to `attention` and returned as it gave them.
-            attention: stores KV and attends; one object for all layers.
+            caches: one per layer, given to `ops.attend` and returned as it gave them.
+            ops: what the layers call besides products.
 
         Returns:
             [Q, E] hidden states, normed, for `logits`; and the new caches.
@@ -160,7 +146,7 @@ class Llama(nnx.Module):
         cos, sin = rotary_tables(self.config, positions)
         new_caches = []
         for layer, cache in zip(self.layers, caches, strict=True):
-            x, cache = _run_layer(layer, x, cos, sin, cache, attention)
+            x, cache = _run_layer(layer, x, cos, sin, cache, ops)
             new_caches.append(cache)
         hidden = rms_norm(x, self.norm[...], self.config.rms_eps)
         return hidden, tuple(new_caches)
@@ -181,10 +167,10 @@ class Llama(nnx.Module):
         return self.head[...][:, tokens].T
 
 
-@jax.jit(static_argnames="attention")
-def _run_layer(layer: Layer, x, cos, sin, cache, attention: Attention):
+@jax.jit(static_argnames="ops")
+def _run_layer(layer: Layer, x, cos, sin, cache, ops: LayerOps):
     """Traced and lowered once for all layers; the compiler inlines every call."""
-    return layer(x, cos, sin, cache, attention)
+    return layer(x, cos, sin, cache, ops)
 
 
 def _project(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -4,11 +4,12 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from deft_jax.attention.api import tree_attention
+from deft_jax.attention.backend import IMPLEMENTATIONS
 from deft_jax.attention.grouping import group
-from deft_jax.attention.implementations import IMPLEMENTATIONS
 from deft_jax.tree.appending import append
 from deft_jax.tree.state import Tree
 
@@ -109,10 +110,11 @@ def test_mixed_dtypes(implementation, dtypes):
 
 
 @NAMES
-def test_integer_dtype(implementation):
+@pytest.mark.parametrize("dtype", ["int32", "bool", "float8_e4m3fn"])
+def test_dtypes_that_no_implementation_takes(implementation, dtype):
     refused(
-        "q must be of a floating dtype, got int32",
-        dtypes=("int32",) * 3,
+        f"q must be of dtype float32, bfloat16, float16, got {dtype}",
+        dtypes=(dtype,) * 3,
         implementation=implementation,
     )
 
@@ -121,7 +123,7 @@ def test_integer_dtype(implementation):
 @pytest.mark.parametrize("window", [0, -3])
 def test_window_without_tokens(implementation, window):
     refused(
-        f"window must be at least 1 token, got {window}",
+        f"window must be at least 1, got {window}",
         window=window,
         implementation=implementation,
     )
@@ -133,6 +135,44 @@ def test_soft_cap_that_bounds_nothing(implementation, soft_cap):
     refused(
         f"soft_cap must be above 0, got {soft_cap}",
         soft_cap=soft_cap,
+        implementation=implementation,
+    )
+
+
+@NAMES
+@pytest.mark.parametrize("window", [2.5, 2.0, True, "9", float("nan")])
+def test_window_that_counts_no_tokens(implementation, window):
+    refused(
+        f"window must be an integer of at least 1, got {window!r}",
+        window=window,
+        implementation=implementation,
+    )
+
+
+@pytest.mark.parametrize("window", [np.int64(3), np.uint8(3)])
+def test_window_may_be_an_integer_of_numpy(window):
+    q, pages = jnp.zeros(Q), jnp.zeros(PAGES)
+    out, _ = tree_attention(q, pages, pages, idle_grouping(), window=window)
+    np.testing.assert_array_equal(out, 0)
+
+
+@NAMES
+@pytest.mark.parametrize("option", ["scale", "soft_cap"])
+@pytest.mark.parametrize("value", ["1", True, 1j])
+def test_options_that_are_no_numbers(implementation, option, value):
+    refused(
+        f"{option} must be a number above 0 or None, got {value!r}",
+        implementation=implementation,
+        **{option: value},
+    )
+
+
+@NAMES
+@pytest.mark.parametrize("scale", [0, -0.5, float("nan")])
+def test_scale_of_nothing(implementation, scale):
+    refused(
+        f"scale must be above 0, got {scale}",
+        scale=scale,
         implementation=implementation,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from deft_jax.attention.device import num_multiprocessors
+from deft_jax.attention.device import device_of, num_multiprocessors
 from deft_jax.attention.hopper import attend, make_spec
 from deft_jax.attention.schedule import prepare
 from deft_jax.attention.spec import AttentionSpec
@@ -55,13 +55,14 @@ class Measurement:
 
 def problem_spec(problem: Problem, config: KernelConfig | None = None) -> KernelSpec:
     """The kernels' sizes for a problem on the default device."""
-    logits = AttentionSpec(problem.q.shape[-1] ** -0.5, problem.window, soft_cap=None)
+    plain = AttentionSpec.plain(problem.q.shape[-1])
+    spec = dataclasses.replace(plain, window=problem.window)
     return make_spec(
         problem.q,
         problem.k_pages,
-        logits,
+        spec,
         config=config or KernelConfig(),
-        num_workers=num_multiprocessors(),
+        num_workers=num_multiprocessors(device_of(problem.q)),
     )
 
 

@@ -9,8 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deft_jax.attention.device import is_hopper
-from deft_jax.attention.implementations import pick_implementation
+from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.kv.pool import LayerKV, write
 from deft_jax.pallas_kernels.rms_scale import rms_scaled
 from deft_jax.pallas_kernels.rotary_append.hopper import rotary_append, takes
@@ -19,7 +18,7 @@ from deft_jax.pallas_kernels.rotary_append.reference import rotate
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Projections:
+class QKV:
     """Heads of a step's query tokens in one layer, behind an RMSNorm.
 
     Attributes:
@@ -71,9 +70,9 @@ class Projections:
             [Q, H, D] rotated queries, and the layer with the tokens' KV.
         """
         q = jax.ShapeDtypeStruct(self._q_shape, self.inputs.dtype)
-        name = pick_implementation(implementation, q, layer.k)
+        backend = choose_backend(implementation, q, layer.k)
         fits = takes(self.inputs, self.heads, layer.k)
-        if not (name == "mosaic_gpu" and fits and is_hopper()):
+        if not (backend is Backend.HOPPER and fits):
             q, k, v = self.rotated()
             return q, write(layer, page, slot, k, v)
         args = page, slot, layer.k, layer.v
