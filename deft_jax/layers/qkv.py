@@ -1,19 +1,20 @@
-"""What a layer projects for a step's tokens: queries, keys and values, not yet rotated.
+"""Query, key and value heads of a step's tokens in one layer, not yet rotated.
 
-The network hands them over in one piece, so that rotating and storing them can be one
+A network hands them over in one piece, so that rotating and storing them can be one
 kernel.
 """
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from deft_jax.attention.backend import Backend, choose_backend
-from deft_jax.kv.pool import LayerKV, write
-from deft_jax.pallas_kernels.rms_scale import rms_scaled
+from deft_jax.kv.pool import LayerKV
 from deft_jax.pallas_kernels.rotary_append.hopper import rotary_append, takes
-from deft_jax.pallas_kernels.rotary_append.reference import rotate
+from deft_jax.pallas_kernels.rotary_append.reference import (
+    finite_projections,
+    rotary_append_reference,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -21,13 +22,16 @@ from deft_jax.pallas_kernels.rotary_append.reference import rotate
 class QKV:
     """Heads of a step's query tokens in one layer, behind an RMSNorm.
 
+    No key or value that is not finite is stored: `finite_projections` says what takes
+    its place, and that the token's own queries become NaN.
+
     Attributes:
         inputs: [Q, E] of the weights' dtype, what was projected; its rows' root mean
             square is still to be divided by.
         heads: [Q, H + 2 K, D] of that dtype or float32, query, key and value heads side
             by side.
-        cos: [Q, D / 2] float32, of the tokens' rotary angles.
-        sin: [Q, D / 2] float32.
+        cos: [Q, D / 2] float32, cosines of the tokens' rotary angles.
+        sin: [Q, D / 2] float32, sines of them.
         num_kv_heads: static, `K`.
         eps: static, added to the mean square.
     """
@@ -40,14 +44,12 @@ class QKV:
     eps: float = dataclasses.field(metadata={"static": True})
 
     def rotated(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Query [Q, H, D] and keys [Q, K, D], rotated, and values [Q, K, D]."""
-        num_kv = self.num_kv_heads
-        num_q = self.heads.shape[1] - 2 * num_kv
-        heads = rms_scaled(self.heads, self.inputs, self.eps)
-        q, k, v = jnp.split(heads, (num_q, num_q + num_kv), axis=1)
-        q, k = rotate(q, self.cos, self.sin), rotate(k, self.cos, self.sin)
-        dtype = self.inputs.dtype
-        return q.astype(dtype), k.astype(dtype), v.astype(dtype)
+        """Return queries [Q, H, D] and keys [Q, K, D], rotated, and values [Q, K, D].
+
+        Keys and values are finite, ready to be stored.
+        """
+        rows = self.inputs, self.heads, self.cos, self.sin
+        return finite_projections(*rows, num_kv_heads=self.num_kv_heads, eps=self.eps)
 
     def append(
         self,
@@ -56,31 +58,26 @@ class QKV:
         slot: jax.Array,
         implementation: str | None = None,
     ) -> tuple[jax.Array, LayerKV]:
-        """Rotates the queries and stores the keys and values.
+        """Rotate the queries and store the keys and values.
 
         Args:
             layer: pages of the layer; donated by the step, so written in place.
             page: [Q] int32, page of each token, M or more for those that are not
                 stored.
-            slot: [Q] int32.
-            implementation: of the attention that follows; the kernels' store is used
-                where they are.
+            slot: [Q] int32, slot within the page.
+            implementation: what the attention that follows was asked to run; the
+                store is a kernel where that is one for Hopper.
 
         Returns:
             [Q, H, D] rotated queries, and the layer with the tokens' KV.
         """
-        q = jax.ShapeDtypeStruct(self._q_shape, self.inputs.dtype)
+        num_queries, num_heads, head_dim = self.heads.shape
+        shape = num_queries, num_heads - 2 * self.num_kv_heads, head_dim
+        q = jax.ShapeDtypeStruct(shape, self.inputs.dtype)
         backend = choose_backend(implementation, q, layer.k)
         fits = takes(self.inputs, self.heads, layer.k)
-        if not (backend is Backend.HOPPER and fits):
-            q, k, v = self.rotated()
-            return q, write(layer, page, slot, k, v)
-        args = page, slot, layer.k, layer.v
+        by_kernel = backend is Backend.HOPPER and fits
+        store = rotary_append if by_kernel else rotary_append_reference
         rows = self.inputs, self.heads, self.cos, self.sin
-        q, k_pages, v_pages = rotary_append(*rows, *args, eps=self.eps)
-        return q, LayerKV(k=k_pages, v=v_pages)
-
-    @property
-    def _q_shape(self) -> tuple[int, int, int]:
-        num_queries, num_heads, head_dim = self.heads.shape
-        return num_queries, num_heads - 2 * self.num_kv_heads, head_dim
+        q, k, v = store(*rows, page, slot, layer.k, layer.v, eps=self.eps)
+        return q, LayerKV(k=k, v=v)
