@@ -20,7 +20,7 @@ Shapes = tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
 
 
 def account(workload: Workload, method: Method, setting: Setting) -> dict:
-    """The numbers of a report that follow from the tree, the model and the method.
+    """Return the numbers that follow from the tree, the model and the method.
 
     Means over the steps; docs/benchmarks.md defines them.
     """
@@ -47,7 +47,7 @@ def account(workload: Workload, method: Method, setting: Setting) -> dict:
 
 
 def implementation(workload: Workload, method: Method, setting: Setting) -> str:
-    """What runs the attention of a method.
+    """Return the implementation that runs the attention of a method.
 
     Raises:
         DeftError: what was asked for cannot run here.
@@ -76,7 +76,7 @@ def _kernel_sizes(workload: Workload, method: Method, setting: Setting) -> Kerne
 
 
 def _shapes(workload: Workload, setting: Setting) -> Shapes:
-    """Of q and k_pages."""
+    """Return the shapes of q and k_pages."""
     config, dtype = setting.model.config, setting.model.dtype
     size = workload.capacity(setting.page_size)
     q = size.rows, config.num_q_heads, config.head_dim

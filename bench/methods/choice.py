@@ -43,13 +43,13 @@ def make_method(
     path_tokens: int = 0,
     draft_depth: int = 1,
 ) -> AttentionMethod:
-    """A method of METHODS.
+    """Make a method of METHODS.
 
     Args:
-        name: of the method.
-        implementation: of `tree_attention`; "mosaic_gpu" or "xla", None for the best.
+        name: name of the method.
+        implementation: "mosaic_gpu" or "xla", None for the best.
         path_tokens: longest path; `flash_decoding` must be told before it runs.
-        draft_depth: of the planner that will decode with it.
+        draft_depth: how deep the drafts of the planner are that decodes with it.
 
     Raises:
         DeftError: there is no such method, or it cannot decode drafts.
@@ -91,7 +91,7 @@ class SequenceMethod(TreeMethod):
     def attend(
         self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """One sequence at a time."""
+        """Attend to one sequence at a time."""
         if plan.extra is None:
             return super().attend(plan, heads, layer)
         q, layer = append_pages(plan, heads, layer, self.implementation)

@@ -29,7 +29,7 @@ class DenseMethod:
     implementation: str | None = None
 
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """Room for the tree's slots."""
+        """Return room for the tree's slots."""
         slots = capacity.pages * capacity.page_size
         shape = (config.num_kv_heads, slots, config.head_dim)
         return tuple(
@@ -40,7 +40,7 @@ class DenseMethod:
     def plan(
         self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """The mask [Q, M * P], true where a query sees a token."""
+        """Make the mask [Q, M * P], true where a query sees a token."""
         grouping = group(tree, slots)
         rank = jnp.arange(grouping.num_queries, dtype=jnp.int32)[:, None]
         first, end = (
@@ -52,7 +52,7 @@ class DenseMethod:
     def attend(
         self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Dense attention."""
+        """Attend to all slots under the mask."""
         q, k, v = heads.rotated()
         layer = _write(plan, k, v, layer)
         with jax.named_scope("attention"):
@@ -74,7 +74,7 @@ def _write(plan: StepPlan, k, v, layer: LayerKV) -> LayerKV:
 
 
 def _attend(q: jax.Array, layer: LayerKV, mask: jax.Array) -> jax.Array:
-    """[Q, H, D]; a query that sees nothing gets zeros."""
+    """Return the attention [Q, H, D]; a query that sees nothing gets zeros."""
     heads = q.reshape(q.shape[0], layer.k.shape[0], -1, q.shape[2])
     spec = AttentionSpec.plain(q.shape[2])
     scores = jnp.einsum(

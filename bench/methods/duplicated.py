@@ -12,9 +12,9 @@ from deft_jax.attention.hopper import attend
 from deft_jax.attention.schedule import (
     Schedule,
     describe_tiles,
-    even_cut,
+    divide,
+    even_shares,
     prepare,
-    share,
     tiling_of,
 )
 from deft_jax.attention.spec import AttentionSpec, Tiling
@@ -61,7 +61,7 @@ class DuplicatedMethod:
     before. So drafts are not supported; a step cannot tell, but `make_method` refuses.
 
     Attributes:
-        implementation: of the attention: "mosaic_gpu", "xla" or None for the best.
+        implementation: "mosaic_gpu", "xla" or None for the best.
         path_tokens: longest path; `S` is that in whole pages.
     """
 
@@ -69,7 +69,7 @@ class DuplicatedMethod:
     path_tokens: int = 0
 
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """A cache per row, and one more.
+        """Return a cache per row, and one more.
 
         Raises:
             DeftError: there is no longest path, or there are several requests.
@@ -92,20 +92,20 @@ class DuplicatedMethod:
     def plan(
         self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """Copy the caches that branches begin with, and finds all rows' places."""
+        """Copy the caches that branches begin with, and find where each row writes."""
         pages = self._pages(tree.page_size)
         grouping = group(tree, slots)
         if previous_node is None:
             return _plan_prompt(slots, grouping, pages, tree.page_size), pool
         with jax.named_scope("tree_operations"):
             pool = copy_caches(find_sources(tree, slots, previous_node), pool, pages)
-        own = _find_places(tree, slots, grouping.order, pages)
+        own = _find_caches(tree, slots, grouping.order, pages)
         return StepPlan(grouping, slots, own), pool
 
     def attend(
         self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Each row over its own cache."""
+        """Attend with each row over its own cache."""
         own = plan.extra
         if own is None:
             return self._read_prompt(plan, heads, layer)
@@ -125,11 +125,11 @@ class DuplicatedMethod:
         return out, layer
 
     def _pages(self, page_size: int) -> int:
-        """Of a cache."""
+        """Return the number of pages of a cache."""
         return -(-self.path_tokens // page_size)
 
     def _read_prompt(self, plan: StepPlan, heads: QKV, layer: LayerKV):
-        """As over a tree whose pages are the first cache."""
+        """Attend as over a tree whose pages are the first cache."""
         pages = plan.grouping.slot_first.shape[0]
         part = jax.tree.map(lambda x: x[:pages], layer)
         out, part = TreeMethod(self.implementation).attend(plan, heads, part)
@@ -137,7 +137,7 @@ class DuplicatedMethod:
 
 
 def _plan_prompt(slots: Slots, grouping: Grouping, pages: int, size: int) -> StepPlan:
-    """The prompt's tokens by position, wherever the tree has its pages."""
+    """Plan the prompt's tokens by position, wherever the tree has its pages."""
     position = jnp.arange(pages * size, dtype=jnp.int32).reshape(pages, size)
     begin, live = grouping.query_position[0], grouping.num_live
     cache = group_arrays(
@@ -153,7 +153,7 @@ def _plan_prompt(slots: Slots, grouping: Grouping, pages: int, size: int) -> Ste
     return StepPlan(cache, slots)
 
 
-def _find_places(tree: Tree, slots: Slots, row: jax.Array, pages: int) -> Caches:
+def _find_caches(tree: Tree, slots: Slots, row: jax.Array, pages: int) -> Caches:
     size, num_rows = tree.page_size, row.shape[0]
     live = slots.node[row] < tree.num_nodes
     position = slots.position[row]
@@ -162,11 +162,11 @@ def _find_places(tree: Tree, slots: Slots, row: jax.Array, pages: int) -> Caches
 
 
 def find_sources(tree: Tree, slots: Slots, previous_node: jax.Array) -> jax.Array:
-    """[B] int32: row whose cache each row goes on with; often its own.
+    """Return the row [B] int32 whose cache each row goes on with; often its own.
 
     Args:
         tree: the forest after `append`.
-        slots: of the query tokens.
+        slots: where the query tokens are.
         previous_node: [B] int32, node that each row was at before the step, N for idle
             rows. A row of a new node does not have the node's number before, unless by
             chance: the number of a freed node.
@@ -189,8 +189,8 @@ def copy_caches(source: jax.Array, pool: Pool, pages: int) -> Pool:
 
     Args:
         source: [B] int32, row that each row's cache is copied from.
-        pool: of `DuplicatedMethod`.
-        pages: of a cache.
+        pool: what `DuplicatedMethod.create_pool` made, and later steps wrote.
+        pages: number of pages of a cache.
     """
     spare = source.shape[0]
     if spare == 1:
@@ -223,14 +223,14 @@ def copy_caches(source: jax.Array, pool: Pool, pages: int) -> Pool:
 def cache_work(
     own: Caches, grouping: Grouping, num_pages: int, tiling: Tiling
 ) -> tuple[Grouping, Schedule]:
-    """The grouping whose slots are the caches', and each row's reads of its own.
+    """Return the grouping whose slots are the caches', and each row's reads of its own.
 
     All follows from the lengths alone.
 
     Args:
         own: the caches.
-        grouping: of the step.
-        num_pages: of the storage, the spare cache counted.
+        grouping: what the tree's slots would be read by.
+        num_pages: pages of the storage, the spare cache counted.
         tiling: static sizes.
 
     Raises:
@@ -249,12 +249,12 @@ def cache_work(
     each = num_units // (own.row.shape[0] + 1)
     tile, positions = describe_tiles(ends, each, tiling)
     unit = own.row[:, None] * each + jnp.arange(each, dtype=jnp.int32)[None]
-    args = unit.ravel(), tile, positions, even_cut, grouping.num_live, tiling
-    return dataclasses.replace(grouping, **slots), share(*args)
+    args = unit.ravel(), tile, positions, even_shares, grouping.num_live, tiling
+    return dataclasses.replace(grouping, **slots), divide(*args)
 
 
 def _cache_slots(own: Caches, num_pages: int, page_size: int) -> dict[str, jax.Array]:
-    """`Grouping.slot_first`, `slot_end` and `slot_position` of the caches' slots."""
+    """Return `slot_first`, `slot_end` and `slot_position` of the caches' slots."""
     num_rows, shape = own.row.shape[0], (num_pages, page_size)
     rank = jnp.arange(num_rows, dtype=jnp.int32)
     nobody = jnp.zeros(num_rows + 1, jnp.int32)

@@ -11,13 +11,13 @@ from deft_jax.attention.device import device_of, num_multiprocessors
 from deft_jax.attention.grouping import Grouping, WorkList
 from deft_jax.attention.hopper import attend, make_spec
 from deft_jax.attention.schedule import (
-    Cut,
     Schedule,
-    cut_at,
+    Shares,
     describe_tiles,
-    even_cut,
+    divide,
+    even_shares,
     prepare,
-    share,
+    shares_at,
     tiling_of,
 )
 from deft_jax.attention.spec import Tiling
@@ -44,21 +44,21 @@ class NodeMethod(TreeMethod):
     which has no workers, blocks of pages do not cross nodes.
 
     Attributes:
-        implementation: of the attention.
+        implementation: "mosaic_gpu", "xla" or None for the best.
         chunk_tokens: parts of a node are of so many tokens; None for whole nodes.
     """
 
     chunk_tokens: int | None = None
 
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """Pages of the tree and one that nobody sees, which fills blocks in "xla"."""
+        """Return the tree's pages and one that nobody sees, to fill blocks in "xla"."""
         capacity = dataclasses.replace(capacity, pages=capacity.pages + 1)
         return super().create_pool(config, capacity, dtype)
 
     def plan(
         self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """Group the queries and keeps the tree, which says whose each slot is."""
+        """Group the queries and keep the tree, which says whose each slot is."""
         # What idle rows write must miss the page that nobody sees, too.
         live = slots.page < tree.num_pages
         page = jnp.where(live, slots.page, tree.num_pages + 1)
@@ -69,7 +69,7 @@ class NodeMethod(TreeMethod):
     def attend(
         self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Attention, node by node."""
+        """Attend node by node."""
         q, layer = append_pages(plan, heads, layer, self.implementation)
         number = slot_numbers(plan.extra)
         with jax.named_scope("attention"):
@@ -88,24 +88,24 @@ class NodeMethod(TreeMethod):
 
 
 def slot_numbers(tree: Tree) -> jax.Array:
-    """[M, P] int32: depth-first number of each slot's node, N for empty slots."""
+    """Return the depth-first number [M, P] int32 of each slot's node, N if empty."""
     return jnp.append(tree.first, jnp.int32(tree.num_nodes))[tree.slot_node]
 
 
 def node_schedule(
     grouping: Grouping, number: jax.Array, tiling: Tiling, chunk_tokens: int | None
 ) -> Schedule:
-    """Work lists with units in the order of their nodes, cut where parts begin.
+    """Make work lists with units in the order of their nodes, divided at parts.
 
     What one half of a tile sees is read under a mask as if both did: the blocks of the
     two halves would take turns, and so would their nodes.
 
     Args:
-        grouping: of the step.
+        grouping: what each query of the step sees.
         number: [M, P] int32, depth-first number of each slot's node. A unit that holds
             tokens of several nodes, a trunk's drafts, is the first one's.
         tiling: static sizes.
-        chunk_tokens: as in `NodeMethod`.
+        chunk_tokens: parts of a node are of so many tokens; None for whole nodes.
     """
     classes = classify(grouping, tiling, None)
     halves = (classes > BOTH) & (classes < NUM_CLASSES)
@@ -115,14 +115,14 @@ def node_schedule(
     tile, positions = describe_tiles(ends, classes.shape[1], tiling)
     begin = _part_begins(unit, tile, owner, tiling, chunk_tokens)
 
-    def cut(total, workers) -> Cut:
-        return cut_at(_snap(even_cut(total, workers).bound, positions, begin))
+    def shares(total, workers) -> Shares:
+        return shares_at(_snap(even_shares(total, workers).bound, positions, begin))
 
-    return share(unit, tile, positions, cut, grouping.num_live, tiling)
+    return divide(unit, tile, positions, shares, grouping.num_live, tiling)
 
 
 def _list_units(classes, owner):
-    """Units by tile, class and node; [T, 4] int32 where the classes end."""
+    """List units by tile, class and node, and where the classes end, [T, 4] int32."""
     owner = jnp.broadcast_to(owner[None], classes.shape)
     unit = jnp.arange(classes.shape[1], dtype=jnp.int32)
     unit = jnp.broadcast_to(unit[None], classes.shape)
@@ -133,7 +133,11 @@ def _list_units(classes, owner):
 
 
 def _part_begins(unit, tile, owner, tiling: Tiling, chunk_tokens: int | None):
-    """[T, C] int32: for each position of a tile, where its part begins."""
+    """Return where the part begins that each position of each tile belongs to.
+
+    Returns:
+        [T, positions] int32, a position of the same tile.
+    """
     per_block = tiling.block_tokens // tiling.unit_tokens
     num_units = len(unit) // len(tile)
     # A block more for each class, for what does not fill one.
@@ -154,7 +158,7 @@ def _part_begins(unit, tile, owner, tiling: Tiling, chunk_tokens: int | None):
 
 
 def _snap(bound, positions, begin):
-    """Bounds moved back to where parts begin; the first and the last stay.
+    """Move bounds back to where parts begin; the first and the last stay.
 
     The shares that become empty come last: who merges a tile takes all workers up to
     the one with its end to have a piece.
@@ -169,7 +173,7 @@ def _snap(bound, positions, begin):
 
 
 def _by_nodes(grouping: Grouping, number: jax.Array, num_nodes: int) -> Grouping:
-    """The grouping with a list of pages in which nodes begin with a block of the walk.
+    """Return the grouping with a list of pages in which each node begins a block.
 
     The rest of a node's last block is page M of the pool, which is no page of the tree.
     All pages are listed for one tile of all queries.

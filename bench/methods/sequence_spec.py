@@ -22,7 +22,7 @@ def sequence_spec(
     spec: AttentionSpec,
     num_workers: int | None = None,
 ) -> KernelSpec:
-    """The spec whose tiles hold one query, or as few as one copy can move.
+    """Return the spec whose tiles hold one query, or as few as one copy can move.
 
     Args:
         q: [Q, H, D], shape and dtype are used.

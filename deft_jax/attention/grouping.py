@@ -7,8 +7,8 @@ token-tree verification, chunked prefill and several requests at once (DeFT, arX
 2404.00242, sections 3.2 and 3.3, with intervals in place of bit masks). A query token
 is seen from its own rank on, which is causal order within a node.
 
-    tree:  A(3 tokens) - B(1, query r0)          token    A A A B C D
-                       \\ C(1) - D(1, query r1)   first    0 0 0 0 1 1
+    tree:  A(3 tokens) + B(1, query r0)          token    A A A B C D
+                       + C(1) - D(1, query r1)   first    0 0 0 0 1 1
                                                  end      2 2 2 1 2 2
 
 Grouping is computed once per step and shared by all layers.
@@ -253,7 +253,7 @@ def _list_work(
 
 
 def query_ranks(tree: Tree, node: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Number query tokens depth-first: by node, and by row within a node.
+    """Return the depth-first ranks of query tokens: by node, then by row.
 
         depth-first number of the row's node   2 0 2 N 1
         rank                                   2 0 3 4 1

@@ -33,17 +33,21 @@ def tree_attention_mma(
     num_workers: int | None = None,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of `q` [Q, H, D] over the pages; see `tree_attention`.
+    """Attend over the pages with the portable kernels.
 
     Args:
-        q: queries in rank order.
-        k_pages: [M, K, P, D].
-        v_pages: [M, K, P, D].
-        grouping: of the step.
+        q: [Q, H, D], queries in rank order.
+        k_pages: [M, K, P, D], keys.
+        v_pages: [M, K, P, D], values.
+        grouping: what each query sees.
         attention: what is computed.
         bulk: whether the device has bulk copies (compute capability 9.0 and newer).
         num_workers: blocks of threads.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
+
+    Returns:
+        out: [Q, H, D] in q's dtype; zeros for queries that see nothing.
+        lse: [Q, H] float32, natural log of the sum of exponentials; -inf there.
     """
     spec = make_mma_spec(q, k_pages, attention, bulk=bulk, num_workers=num_workers)
     masks, positions, live, schedule = prepare(grouping, spec, tile_rows(spec))
@@ -78,7 +82,10 @@ def make_mma_spec(
     bulk: bool,
     num_workers: int | None = None,
 ) -> KernelSpec:
-    """Static sizes of the portable kernels; registers limit rows and blocks."""
+    """Return the static sizes of the portable kernels.
+
+    Registers limit rows and blocks.
+    """
     num_queries, num_q_heads, head_dim = q.shape
     num_kv_heads, page_size = k_pages.shape[1:3]
     most = 32 if head_dim > 128 else 64

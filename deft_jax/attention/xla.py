@@ -144,7 +144,10 @@ class _Block:
     spec: AttentionSpec
 
     def walk(self, q, offset, index):
-        """Softmax state of q [K, R, D] over the pairs `offset[index : index + 2]`."""
+        """Return the softmax state of q [K, rows, D] over a tile's pairs.
+
+        Its pairs are `offset[index] : offset[index + 1]` of the work list.
+        """
         num_kv_heads, rows, head_dim = q.shape
         begin, stop = offset[index], offset[index + 1]
         pages = max(1, min(BLOCK_TOKENS // self.k_pages.shape[2], self.work.page.size))
@@ -162,8 +165,11 @@ class _Block:
         return lax.fori_loop(0, (stop - begin + pages - 1) // pages, step, empty)
 
     def attend(self, q, page, valid, state):
-        """One block of online softmax; a row blind so far counts 1 per masked token,
-        which the factor exp(MASKED - peak) = 0 wipes out as soon as it sees one."""
+        """Add one block of pages to the softmax state of a tile.
+
+        A row that has seen nothing so far counts 1 per masked token, which the factor
+        exp(MASKED - peak) = 0 wipes out as soon as it sees one.
+        """
         peak, total, out = state
         seen = self.sees(page, valid)
         k, v = (_gather_heads(x, page) for x in (self.k_pages, self.v_pages))
@@ -205,7 +211,7 @@ def _add_narrow(state, heads, k_pages, v_pages, grouping, spec):
 
 
 def _pair_mask(grouping, page, query, window):
-    """[B, P] bool: tokens of each pair's page that the pair's query sees."""
+    """Return [C, P] bool, true for tokens of a pair's page that its query sees."""
     rank = query[:, None]
     seen = (grouping.slot_first[page] <= rank) & (rank < grouping.slot_end[page])
     if window is None:
@@ -232,7 +238,7 @@ def _attend_pairs(q, k, v, seen, spec):
 
 
 def _merge_pairs(state, partial, query, valid):
-    """Merge partials [B, ...] into the state [Q, ...] of their queries.
+    """Merge partials [C, ...] into the state [Q, ...] of their queries.
 
     The sum over the pairs of a query is a product with a 0/1 matrix: a scatter is a
     serial loop on a CPU.
@@ -262,13 +268,13 @@ def _merge_pairs(state, partial, query, valid):
 
 
 def _products(dtype):
-    """Options of a product: float32 results, and no TF32 for float32 operands."""
+    """Return a product's options: float32 results, no TF32 for float32 operands."""
     exact = lax.Precision.HIGHEST if dtype == jnp.float32 else None
     return {"precision": exact, "preferred_element_type": jnp.float32}
 
 
 def _gather_heads(pages, index):
-    """[M, K, P, D] at [B] to [K, B * P, D], heads first as the products want them."""
+    """Return pages [C] of [M, K, P, D] as [K, C * P, D], which the products want."""
     num_pages, num_kv_heads, page_size, head_dim = pages.shape
     flat = pages.reshape(num_pages * num_kv_heads, page_size, head_dim)
     head = jnp.arange(num_kv_heads, dtype=jnp.int32)

@@ -25,7 +25,7 @@ class StepPlan:
     """What all layers of a step share.
 
     Attributes:
-        grouping: of the step's query tokens.
+        grouping: what each query token of the step sees.
         slots: where these tokens are in the tree's pages.
         extra: what else a method needs, any pytree.
     """
@@ -44,23 +44,23 @@ class AttentionMethod(Protocol):
         ...
 
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """Empty storage for the KV of every layer.
+        """Return empty storage for the KV of every layer.
 
         Args:
-            config: of the model: num_layers, num_kv_heads and head_dim are used.
-            capacity: of the engine.
-            dtype: of the KV.
+            config: the model's; num_layers, num_kv_heads and head_dim are used.
+            capacity: sizes of the engine.
+            dtype: dtype of keys and values.
         """
         ...
 
     def plan(
         self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """What a step needs, once for all layers, and the pool.
+        """Return what a step needs, once for all layers, and the pool.
 
         Args:
             tree: the forest after `append`.
-            slots: of the query tokens.
+            slots: where the query tokens are.
             pool: KV of each layer.
             previous_node: [B] int32, node that each row was at before the step, N for
                 idle rows; None where prompts are read.
@@ -70,11 +70,11 @@ class AttentionMethod(Protocol):
     def attend(
         self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Store the tokens' KV of a layer and attends to what they see.
+        """Store the tokens' KV of a layer and attend to what they see.
 
         Args:
-            plan: of the step.
-            heads: of the query tokens, in rank order.
+            plan: what `plan` returned for the step.
+            heads: projections of the query tokens, in rank order.
             layer: storage of the layer.
 
         Returns:
@@ -96,7 +96,7 @@ class TreeMethod:
     spec: AttentionSpec | None = None
 
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """Pages of the tree."""
+        """Return the pages of the tree for every layer."""
         return kv_pool.create_pool(
             config.num_layers,
             capacity.pages,
@@ -115,7 +115,7 @@ class TreeMethod:
     def attend(
         self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Tree attention."""
+        """Store the KV in the tree's pages and attend over the tree."""
         q, layer = append_pages(plan, heads, layer, self.implementation)
         with jax.named_scope("attention"):
             return self.attend_pages(q, layer, plan.grouping), layer
@@ -142,7 +142,7 @@ class TreeMethod:
 def append_pages(
     plan: StepPlan, heads: QKV, layer: LayerKV, implementation: str | None
 ) -> tuple[jax.Array, LayerKV]:
-    """Rotated queries [Q, H, D], and the tree's pages with the tokens' KV."""
+    """Return rotated queries [Q, H, D], and the tree's pages with the tokens' KV."""
     order = plan.grouping.order
     page, slot = plan.slots.page[order], plan.slots.slot[order]
     with jax.named_scope("kv_write"):
@@ -150,7 +150,7 @@ def append_pages(
 
 
 def as_method(implementation: str | None | AttentionMethod) -> AttentionMethod:
-    """The method itself, or the tree's with an implementation of `tree_attention`."""
+    """Return the method itself, or the tree's with a named implementation."""
     if implementation is None or isinstance(implementation, str):
         return TreeMethod(implementation)
     return implementation

@@ -45,7 +45,7 @@ class Layer(nnx.Module):
         self.down = nnx.Param(weights["down"])
 
     def __call__(self, x, cos, sin, cache, ops: LayerOps):
-        """x [Q, E] through the block; returns it and the layer's new cache."""
+        """Send x [Q, E] through the block; return it and the layer's new cache."""
         config, eps = self.config, self.config.rms_eps
         heads = _project(x, self.qkv[...]).reshape(x.shape[0], -1, config.head_dim)
         qkv = QKV(x, heads, cos, sin, config.num_kv_heads, eps)
@@ -92,10 +92,10 @@ class Llama(nnx.Module):
         """Build the network from tensors read a few at a time.
 
         Args:
-            config: of the checkpoint.
+            config: shape and constants of the checkpoint.
             read: gives a tensor by its Hugging Face name; called from `READERS`
                 threads.
-            dtype: of the weights: float32, bfloat16 or float16.
+            dtype: dtype of the weights: float32, bfloat16 or float16.
             progress: called with the weights placed so far and their number.
         """
         return cls(config, read_weights(config, read, jnp.dtype(dtype), progress))
@@ -104,12 +104,12 @@ class Llama(nnx.Module):
     def random(
         cls, config: LlamaConfig, seed: int, dtype: jnp.dtype = jnp.bfloat16
     ) -> "Llama":
-        """A network of any shape with random weights, made on the device.
+        """Make a network of any shape with random weights, on the device.
 
         Args:
             config: any, also a published shape of `SHAPES`.
-            seed: of the weights.
-            dtype: of the weights.
+            seed: number that the weights follow from.
+            dtype: dtype of the weights.
         """
         shapes = weight_shapes(config)
         keys = jax.random.split(jax.random.key(seed), len(shapes))
@@ -131,7 +131,7 @@ class Llama(nnx.Module):
         caches: tuple,
         ops: LayerOps,
     ) -> tuple[jax.Array, tuple]:
-        """The final hidden states of query tokens.
+        """Return the final hidden states of query tokens.
 
         Args:
             tokens: [Q] int32.
@@ -152,7 +152,7 @@ class Llama(nnx.Module):
         return hidden, tuple(new_caches)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[Q, E] hidden states to [Q, V] float32 logits."""
+        """Return the logits [Q, V] float32 of hidden states [Q, E]."""
         rows = hidden.shape[0]
         if rows == 1 and jax.default_backend() == "gpu":
             # A single row becomes a product of a matrix and a vector in float32, for
@@ -169,12 +169,12 @@ class Llama(nnx.Module):
 
 @jax.jit(static_argnames="ops")
 def _run_layer(layer: Layer, x, cos, sin, cache, ops: LayerOps):
-    """Traced and lowered once for all layers; the compiler inlines every call."""
+    """Run a layer, traced and lowered once for all; the compiler inlines every call."""
     return layer(x, cos, sin, cache, ops)
 
 
 def _project(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [Q, E] @ weight [E, ...] before the scale of the norm.
+    """Multiply x [Q, E] by weight [E, ...], before the scale of the norm.
 
     Without it float16 may be too narrow for the sums.
     """
@@ -183,14 +183,14 @@ def _project(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x [Q, E] scaled to mean square 1 in float32, then by weight [E]; x's dtype."""
+    """Scale x [Q, E] to mean square 1 in float32, then by weight [E]; keep the dtype."""
     return rms_scaled(x, x, eps).astype(x.dtype) * weight[None]
 
 
 def rotary_tables(
     config: LlamaConfig, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [Q, D / 2] float32 of positions [Q]."""
+    """Return cosines and sines [Q, D / 2] float32 of positions [Q]."""
     inverse = jnp.asarray(config.inverse_frequencies(), jnp.float32)
     angles = positions.astype(jnp.float32)[:, None] * inverse[None]
     return jnp.cos(angles), jnp.sin(angles)
@@ -198,7 +198,7 @@ def rotary_tables(
 
 @jax.jit(static_argnums=(1, 2))
 def _random_weight(key, shape, dtype):
-    """Normal with standard deviation 0.02, as Llamas are initialised; norms are 1."""
+    """Draw weights with standard deviation 0.02, as Llamas begin; norms are 1."""
     if len(shape) == 1:
         return jnp.ones(shape, dtype)
     return (0.02 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)

@@ -15,7 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from deft_jax.attention import device as device_module
 from deft_jax.attention.grouping import Grouping, group, group_arrays
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.schedule import Schedule, even_cut, prepare, tiling_of
+from deft_jax.attention.schedule import Schedule, even_shares, prepare, tiling_of
 from deft_jax.attention.spec import AttentionSpec, Tiling
 from deft_jax.attention.units import BOTH, WHOLE
 from deft_jax.bench.methods.choice import make_method
@@ -166,7 +166,7 @@ def check_cuts(
     for piece in pieces:
         assert piece.begin in begins[piece.tile]
     total = sum(sizes) * tiling.num_kv_heads
-    even = even_cut(jnp.int32(total), tiling.num_workers).bound[:-1].tolist()
+    even = even_shares(jnp.int32(total), tiling.num_workers).bound[:-1].tolist()
     snapped = {max(part for part in parts if part <= bound) for bound in even}
     shares = schedule.worker[:, 3].tolist()
     busy = [share for share in shares if share]
