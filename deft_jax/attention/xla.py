@@ -67,12 +67,12 @@ def tree_attention_xla(
 
 @tree_attention_xla.defjvp
 def _derivative(spec, primals, tangents):
-    *arrays, grouping = primals
+    grouping = primals[3]
 
     def reference(q, k_pages, v_pages):
         return tree_attention_reference(q, k_pages, v_pages, grouping, spec)
 
-    _, tangent = jax.jvp(reference, arrays, tangents[:3])
+    _, tangent = jax.jvp(reference, primals[:3], tangents[:3])
     return tree_attention_xla(*primals, spec), tangent
 
 

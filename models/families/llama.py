@@ -183,7 +183,7 @@ def _project(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Scale x [Q, E] to mean square 1 in float32, then by weight [E]; keep the dtype."""
+    """Scale x [Q, E] to mean square 1 in float32 and by weight [E]; keep its dtype."""
     return rms_scaled(x, x, eps).astype(x.dtype) * weight[None]
 
 

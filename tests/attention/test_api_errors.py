@@ -9,7 +9,7 @@ import pytest
 
 from deft_jax.attention.api import tree_attention
 from deft_jax.attention.backend import IMPLEMENTATIONS
-from deft_jax.attention.grouping import group
+from deft_jax.attention.grouping import group, group_arrays
 from deft_jax.tree.appending import append
 from deft_jax.tree.state import Tree
 
@@ -184,3 +184,27 @@ def test_unknown_implementation(name):
         f"got {name!r}",
         implementation=name,
     )
+
+
+SLOTS, POSITIONS = np.zeros((3, 4), np.int32), np.zeros(2, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"slot_first": SLOTS + 0.5}, "slot_first must hold integers, got float32"),
+        ({"slot_end": SLOTS > 0}, "slot_end must hold integers, got bool"),
+        ({"query_position": [0.0, 1.0]}, "query_position must hold integers, got "),
+        ({"num_live": 2.0}, "num_live must hold integers, got float32"),
+        ({"num_live": POSITIONS}, "num_live must be one number, got the shape (2,)"),
+        ({"tile_queries": 0}, "tile_queries must be at least 1, got 0"),
+        ({"tile_queries": 1.5}, "tile_queries must be an integer of at least 1, got 1"),
+        ({"slot_end": SLOTS[:2]}, "slot_first, slot_end and slot_position must be "),
+    ],
+)
+def test_arrays_that_describe_no_grouping(arguments, message):
+    arrays = {"slot_first": SLOTS, "slot_end": SLOTS, "slot_position": SLOTS}
+    arrays |= {"query_position": POSITIONS, "num_live": 2}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as raised:
+        group_arrays(**arrays | arguments)
+    assert "\n" not in str(raised.value)

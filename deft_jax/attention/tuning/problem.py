@@ -44,7 +44,7 @@ class Problem:
 
 
 def tree_levels(num_queries: int) -> dict[str, Levels]:
-    """Return trees of one query per leaf: with short branches, long ones, and deeper."""
+    """Return trees of one query per leaf: short branches, long ones, more levels."""
     middle = max(num_queries // 8, 1)
     return {
         "prompt": [(1, 8192), (num_queries, 1)],

@@ -140,7 +140,7 @@ def measure(problem: Problem, config: KernelConfig, *, timer: Timer) -> Measurem
 
 
 def _attend_often(once, q, k_pages, v_pages, prepared):
-    """Call LOOP_CALLS times, each with the result before it, so that none is left out."""
+    """Call LOOP_CALLS times, each on the last result, so that none is left out."""
 
     def call(_, q):
         return once(q, k_pages, v_pages, prepared)[0]
