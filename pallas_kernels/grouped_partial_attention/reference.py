@@ -19,7 +19,7 @@ def grouped_partial_attention_reference(
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention of each query over the tokens whose range holds its rank.
+    """Attend with each query to the tokens whose range holds its rank.
 
     Tokens that no query sees and queries that see nothing do not matter, whatever they
     hold: 0 times NaN is NaN, so they are left out by selection, in gradients too.
