@@ -86,10 +86,10 @@ def to_torch(prepared):
 
 
 def page_table():
-    """Make a prompt and branches, with pages of their own.
+    """Return a prompt and branches, with pages of their own.
 
     Returns:
-        Pages of the prompt, then of each branch; and the arguments of `group_arrays`.
+        pages of the prompt, then of each branch; and the arguments of `group_arrays`.
     """
     lengths = [PROMPT_TOKENS] + [BRANCH_TOKENS] * BRANCHES
     pages, used = [], 0
@@ -109,7 +109,7 @@ def page_table():
 
 
 def branch_attention(q, k_pages, v_pages, pages, branch: int):
-    """Return what PyTorch itself makes of one branch's query, [H, D] float32."""
+    """Return [H, D] float32, what PyTorch makes of one branch's query."""
 
     def path(pool):
         parts = (
