@@ -72,41 +72,37 @@ def tree_attention(
 
 def _attend_on_hopper(q, k_pages, v_pages, grouping, spec):
     workers = num_multiprocessors(device_of(q, k_pages))
-    return tree_attention_mosaic(
-        q, k_pages, v_pages, grouping, spec, num_workers=workers
-    )
+    arrays = _without_gradient(q, k_pages, v_pages)
+    return tree_attention_mosaic(*arrays, grouping, spec, num_workers=workers)
 
 
 def _attend_portably(q, k_pages, v_pages, grouping, spec):
     device = device_of(q, k_pages)
-    return tree_attention_mma(
-        q,
-        k_pages,
-        v_pages,
-        grouping,
-        spec,
-        bulk=has_bulk_copies(device),
-        num_workers=num_multiprocessors(device),
+    bulk, workers = has_bulk_copies(device), num_multiprocessors(device)
+    arrays = _without_gradient(q, k_pages, v_pages)
+    return tree_attention_mma(*arrays, grouping, spec, bulk=bulk, num_workers=workers)
+
+
+@jax.custom_jvp
+def _without_gradient(*arrays):
+    """Return the arrays; where they are differentiated, raise one clear line.
+
+    The kernels themselves cannot have such a rule: they hold references.
+    """
+    return arrays
+
+
+@_without_gradient.defjvp
+def _refuse(primals, tangents):
+    raise NotImplementedError(
+        "implementation 'mosaic_gpu' has no gradient; differentiate tree_attention "
+        "with implementation='xla'"
     )
 
 
-def _without_gradient(attend):
-    """Return the function, with one clear line where it is differentiated."""
-    function = jax.custom_jvp(attend, nondiff_argnums=(4,))
-
-    @function.defjvp
-    def refuse(spec, primals, tangents):
-        raise NotImplementedError(
-            "implementation 'mosaic_gpu' has no gradient; differentiate tree_attention "
-            "with implementation='xla'"
-        )
-
-    return function
-
-
 _BACKENDS = {
-    Backend.HOPPER: _without_gradient(_attend_on_hopper),
-    Backend.PORTABLE: _without_gradient(_attend_portably),
+    Backend.HOPPER: _attend_on_hopper,
+    Backend.PORTABLE: _attend_portably,
     Backend.XLA: tree_attention_xla,
     Backend.REFERENCE: tree_attention_reference,
 }

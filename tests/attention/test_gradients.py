@@ -13,6 +13,12 @@ from deft_jax.attention.api import tree_attention
 from tests.support.attention_checks import Case, Inputs, inputs
 from tests.support.forest_plans import Limits, Plan
 from tests.support.forests import grow
+from tests.support.kernels.kernel_cases import (
+    COMPILED,
+    KERNELS,
+    arguments,
+    num_calls,
+)
 from tests.support.shapes import Heads
 
 LIMITS = Limits(nodes=8, pages=10, page_size=4, rows=9)
@@ -99,6 +105,17 @@ def test_what_nobody_sees_does_not_reach_gradients(implementation: str):
         np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(jnp.where(live, 0, clean[0]), 0)
     np.testing.assert_array_equal(jnp.where(seen, 0, clean[1]), 0)
+
+
+def test_the_kernels_lower_as_without_a_rule(monkeypatch: pytest.MonkeyPatch):
+    """They hold references, which JAX takes out of no function with a rule."""
+    monkeypatch.setattr(device_module, "compute_capability", lambda device=None: (9, 0))
+    case = COMPILED["llama3_8b-64"]
+    function = functools.partial(tree_attention, implementation="mosaic_gpu")
+    traced = jax.jit(function).trace(*arguments(case))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = num_calls(case, KERNELS["hopper"])
+    assert text.count("custom_call @mosaic_gpu") == calls
 
 
 @pytest.mark.parametrize("capability", [(9, 0), (8, 0)])
