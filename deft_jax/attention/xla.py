@@ -56,7 +56,8 @@ def tree_attention_xla(
     if tile >= NARROW_SHARE:
         state = _add_narrow(state, heads, k_pages, v_pages, grouping, spec)
     peak, total, out = state
-    blind = peak <= MASKED / 2
+    # NaN of a query that is not finite may be lost in its peak, but not in its total.
+    blind = (peak <= MASKED / 2) & ~jnp.isnan(total)
     total = jnp.where(blind, 1.0, total)
     out = jnp.where(blind[..., None], 0.0, out / total[..., None])
     lse = jnp.where(blind, -jnp.inf, peak + jnp.log(total))
@@ -248,16 +249,17 @@ def _merge_pairs(state, partial, query, valid):
     rows = jnp.arange(peak.shape[0], dtype=jnp.int32)
     owns = (rows[:, None] == query[None]) & valid[None]
     # A result that is not finite must not reach other queries through the product with
-    # zeros below. Its query's peak becomes NaN, and so all of that query's state, and
-    # its pairs count for none. A product finds such rows faster than a reduction does.
+    # zeros below. Its query's peak becomes infinite, so that all of its state becomes
+    # NaN, and its pairs count for none. (A maximum may lose NaN on a CPU.) A product
+    # finds such results faster than a reduction does.
     tiny = jnp.full(pair_out.shape[-1], 1e-30)
     sound = jnp.isfinite(jnp.einsum("bkgd,d->bkg", pair_out, tiny) + pair_total)
-    pair_peak = jnp.where(sound, pair_peak, jnp.nan)
+    pair_peak = jnp.where(sound, pair_peak, jnp.inf)
     best = jnp.where(owns[:, :, None, None], pair_peak[None], MASKED)
     new_peak = jnp.maximum(peak, jnp.max(best, axis=1))
     fade = jnp.exp(peak - new_peak)
     weight = jnp.exp(jnp.minimum(pair_peak - new_peak[query], 0.0))
-    counts = ~jnp.isnan(weight)
+    counts = sound & ~jnp.isnan(weight)
     owns = owns.astype(jnp.float32)
     sum_pairs = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
     pair_total = jnp.where(counts, pair_total * weight, 0.0)

@@ -1,7 +1,6 @@
 """Derivatives of the op: those of the oracle, which are checked by differences."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -130,5 +129,6 @@ def test_kernels_say_that_they_have_none(capability, monkeypatch: pytest.MonkeyP
         "implementation 'mosaic_gpu' has no gradient; differentiate tree_attention "
         "with implementation='xla'"
     )
-    with pytest.raises(NotImplementedError, match=f"^{re.escape(line)}$"):
+    with pytest.raises(NotImplementedError) as raised:
         gradients("mosaic_gpu", case, args, args.q, *args.clean)
+    assert str(raised.value) == line

@@ -113,6 +113,7 @@ def test_ranges_of_unseen_slots_may_hold_anything():
     """Kernels pack a range in two times 16 bits: a large first must not be an end."""
     live, pages, size = 3, 4, 16
     seen = np.arange(pages * size).reshape(pages, size) % 3 > 0
+    seen[:2, 0] = False
     first, end = np.where(seen, 1, 2**30), np.where(seen, 9, 0)
     first[0, 0], end[0, 0] = 2**31 - 1, -(2**31)
     first[1, 0], end[1, 0] = 70_000, 5
