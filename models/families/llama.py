@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from deft_jax.attention.device import device_of
 from deft_jax.layers.ops import LayerOps
 from deft_jax.layers.qkv import QKV
 from deft_jax.pallas_kernels.rms_scale import rms_scaled
@@ -154,7 +155,7 @@ class Llama(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return the logits [Q, V] float32 of hidden states [Q, E]."""
         rows = hidden.shape[0]
-        if rows == 1 and jax.default_backend() == "gpu":
+        if rows == 1 and device_of(hidden).platform == "gpu":
             # A single row becomes a product of a matrix and a vector in float32, for
             # which XLA converts the whole head in every step.
             hidden = jnp.concatenate([hidden, hidden])
