@@ -8,7 +8,7 @@ whose leaves are its weights, with
 * `config`: `vocab_size`, `context_length`, `hidden_size`, `num_layers`, `num_q_heads`,
   `num_kv_heads` and `head_dim`,
 * `dtype`: type of activations and cached keys and values,
-* `model(tokens, positions, caches, attention)`: hidden states of query tokens, which
+* `model(tokens, positions, caches, ops)`: hidden states of query tokens, which
   come in any order and from many branches; `attention(heads, cache)` stores keys and
   values of a layer and returns what the queries read,
 * `model.logits(hidden)`: float32 logits.
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax import BestOfN, Engine, Sampling
-from deft_jax.layers.projections import Projections
+from deft_jax.layers.qkv import QKV
 from deft_jax.models.tokenizers.detokenizer import Detokenizer
 
 PROMPT = "once upon a time"
@@ -97,23 +97,23 @@ class GPT:
         """Type of activations and cached keys and values."""
         return self.weights["embedding"].dtype
 
-    def __call__(self, tokens, positions, caches, attention):
+    def __call__(self, tokens, positions, caches, ops):
         """Return hidden states [Q, E] of query tokens [Q], and the new caches."""
         x = self.weights["embedding"][tokens] + self.weights["position"][positions]
         new_caches = []
         for index, cache in enumerate(caches):
-            x, cache = self._block(index, x, cache, attention)
+            x, cache = self._block(index, x, cache, ops)
             new_caches.append(cache)
         return layer_norm(x), tuple(new_caches)
 
-    def _block(self, index, x, cache, attention):
+    def _block(self, index, x, cache, ops):
         qkv, out, up, down = (
             self.weights[f"{index}.{name}"] for name in ("qkv", "out", "up", "down")
         )
         num_queries, D = x.shape[0], self.config.head_dim
         heads = (layer_norm(x) @ qkv).reshape(num_queries, -1, D)
         # Rows of ones: nothing is left to be scaled. Angles of 0: nothing is rotated.
-        projected = Projections(
+        projected = QKV(
             inputs=jnp.ones_like(x),
             heads=heads,
             cos=jnp.ones((num_queries, D // 2)),
@@ -121,7 +121,7 @@ class GPT:
             num_kv_heads=self.config.num_kv_heads,
             eps=0.0,
         )
-        mixed, cache = attention(projected, cache)
+        mixed, cache = ops.attend(projected, cache)
         x = x + mixed.reshape(num_queries, -1) @ out
         return x + jax.nn.gelu(layer_norm(x) @ up) @ down, cache
 

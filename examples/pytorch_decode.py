@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.attention.device import num_multiprocessors
-from deft_jax.attention.grouping import group_arrays
-from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.schedule import prepare
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention import (
+    AttentionSpec,
+    group_arrays,
+    make_spec,
+    num_multiprocessors,
+    prepare,
+)
 from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
     grouped_partial_attention,
 )
@@ -135,8 +137,8 @@ def main() -> None:
         for shape in (shapes[0], shapes[1], shapes[1])
     )
     q_shape, k_shape = (jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes)
-    logits = AttentionSpec(scale=HEAD_DIM**-0.5, window=None, soft_cap=None)
-    spec = make_spec(q_shape, k_shape, logits, num_workers=num_multiprocessors())
+    plain = AttentionSpec.plain(HEAD_DIM)
+    spec = make_spec(q_shape, k_shape, plain, num_workers=num_multiprocessors())
     step = jax.jit(lambda *arrays: prepare(group_arrays(*arrays), spec))
 
     attention = TorchTreeAttention(spec)

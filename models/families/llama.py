@@ -1,18 +1,18 @@
-"""The Llama network in Flax NNX: layers unrolled, the attention op as an argument.
+"""The Llama network in Flax NNX: layers unrolled, attention and gate as an argument.
 
 Weight matrices are [input, output], and those that read the same activations are one
 matrix: a decode step is bound by reading them, and fewer, larger products read faster.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deft_jax.layers.projections import Projections
-from deft_jax.layers.swiglu import swiglu
+from deft_jax.attention.device import device_of
+from deft_jax.layers.ops import LayerOps
+from deft_jax.layers.qkv import QKV
 from deft_jax.pallas_kernels.rms_scale import rms_scaled
 
 from ..checkpoints.weights import (
@@ -24,19 +24,6 @@ from ..checkpoints.weights import (
     weight_shapes,
 )
 from ..config.config import LlamaConfig
-
-
-class Attention(Protocol):
-    """What a layer asks of the decoder: store the step's KV, then attend."""
-
-    def __call__(self, heads: Projections, cache: Any) -> tuple[jax.Array, Any]:
-        """Return the attention output [Q, H, D] and the layer's new cache.
-
-        Args:
-            heads: what the query tokens project to, not yet rotated.
-            cache: cache of the layer, any pytree.
-        """
-        ...
 
 
 class Layer(nnx.Module):
@@ -78,19 +65,19 @@ class Layer(nnx.Module):
         self.gate_up_bias = biases.get("gate_up_bias")
         self.down_bias = biases.get("down_bias")
 
-    def __call__(self, x, cos, sin, cache, attention: Attention):
+    def __call__(self, x, cos, sin, cache, ops: LayerOps):
         """Take x [Q, E] through the block; return it and the layer's new cache."""
         config = self.config
         inputs, heads, eps = _projected(x, self.qkv, self.qkv_bias, config.rms_eps)
         heads = heads.reshape(x.shape[0], -1, config.head_dim)
-        projections = Projections(inputs, heads, cos, sin, config.num_kv_heads, eps)
-        mixed, cache = attention(projections, cache)
+        qkv = QKV(inputs, heads, cos, sin, config.num_kv_heads, eps)
+        mixed, cache = ops.attend(qkv, cache)
         mixed = mixed.reshape(x.shape[0], -1) @ self.out[...]
         x = x + _biased(mixed, self.out_bias)
         inputs, hidden, eps = _projected(
             x, self.gate_up, self.gate_up_bias, config.rms_eps
         )
-        gated = swiglu(inputs, hidden, eps)
+        gated = ops.swiglu(inputs, hidden, eps)
         return x + _biased(gated @ self.down[...], self.down_bias), cache
 
 
@@ -174,15 +161,15 @@ class Llama(nnx.Module):
         tokens: jax.Array,
         positions: jax.Array,
         caches: tuple,
-        attention: Attention,
+        ops: LayerOps,
     ) -> tuple[jax.Array, tuple]:
         """Return the final hidden states of query tokens.
 
         Args:
             tokens: [Q] int32, the query tokens.
             positions: [Q] int32, positions along each token's path.
-            caches: one per layer, given to `attention` and returned as it gave them.
-            attention: stores KV and attends; one object for all layers.
+            caches: one per layer, given to `ops.attend` and returned as it gave them.
+            ops: what the layers call besides products.
 
         Returns:
             [Q, E] hidden states, normed, for `logits`; and the new caches.
@@ -191,7 +178,7 @@ class Llama(nnx.Module):
         cos, sin = rotary_tables(self.config, positions)
         new_caches = []
         for layer, cache in zip(self.layers, caches, strict=True):
-            x, cache = _run_layer(layer, x, cos, sin, cache, attention)
+            x, cache = _run_layer(layer, x, cos, sin, cache, ops)
             new_caches.append(cache)
         hidden = rms_norm(x, self.norm[...], self.config.rms_eps)
         return hidden, tuple(new_caches)
@@ -199,7 +186,7 @@ class Llama(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return [Q, V] float32 logits of [Q, E] hidden states."""
         rows = hidden.shape[0]
-        if rows == 1 and jax.default_backend() == "gpu":
+        if rows == 1 and device_of(hidden).platform == "gpu":
             # A single row becomes a product of a matrix and a vector in float32, for
             # which XLA converts the whole head in every step.
             hidden = jnp.concatenate([hidden, hidden])
@@ -212,10 +199,10 @@ class Llama(nnx.Module):
         return self.head[...][:, tokens].T
 
 
-@jax.jit(static_argnames="attention")
-def _run_layer(layer: Layer, x, cos, sin, cache, attention: Attention):
+@jax.jit(static_argnames="ops")
+def _run_layer(layer: Layer, x, cos, sin, cache, ops: LayerOps):
     """Run a layer; all are traced and lowered once, and the compiler inlines each."""
-    return layer(x, cos, sin, cache, attention)
+    return layer(x, cos, sin, cache, ops)
 
 
 def _projected(
