@@ -11,7 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from ..kernel_spec import TILE_ROWS, KernelSpec
 from ..mosaic.compat import store_rows
 from ..mosaic.instructions import raise_flag, store_by_row
-from ..online_softmax import LOG2E
+from ..mosaic.online_softmax import LOG2E
 from . import work
 from .hopper_producer import Partials
 

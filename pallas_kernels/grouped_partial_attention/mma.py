@@ -21,7 +21,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ..kernel_spec import KernelSpec
 from ..mosaic.compat import COMPILER_PARAMS, store_rows, tile_transforms
-from ..mosaic.mma_tile import MmaTile, tile_rows
+from ..mosaic.online_softmax import LOG2E, normalise
+from ..mosaic.tile import MmaTile, tile_rows
 from . import work
 from .mma_compute import Compute
 from .mma_fetch import Fetch
@@ -93,7 +94,7 @@ def grouped_partial_attention(
     rows = tile_rows(spec)
     tiles, slots = (spec.num_kv_heads, spec.num_tiles, rows), (spec.num_slots, rows)
     kernel = plgpu.kernel(
-        functools.partial(_kernel, spec),
+        functools.partial(_kernel, spec, _page_transforms(spec, q.dtype, bulk)),
         out_type=[
             jax.ShapeDtypeStruct((*tiles, spec.head_dim), q.dtype),
             jax.ShapeDtypeStruct(tiles, jnp.float32),
@@ -112,32 +113,39 @@ def grouped_partial_attention(
     )
 
 
-def _scratch(spec: KernelSpec, rows: int, dtype, bulk: bool) -> list[Any]:
+def _scratch(spec: KernelSpec, rows: int, dtype, bulk: bool) -> dict[str, Any]:
+    """Return what a block of threads has in shared memory, by the kernel's names."""
     config = spec.config
     block = config.stages, config.block_tokens, spec.head_dim
-    # The four warps of a `cp.async` copy take different tiles of a unit's 8-row strips.
-    parts = 1 if bulk or config.unit_tokens % 32 == 0 else 2
-    tiled = tile_transforms(spec.head_dim, dtype.itemsize, parts=parts)
+    tiled = _page_transforms(spec, dtype, bulk)
     fields = 1 if spec.window is None else 2
-    scratch: list[Any] = [
-        plgpu.SMEM(block, dtype, transforms=tiled),
-        plgpu.SMEM(block, dtype, transforms=tiled),
-        plgpu.SMEM((fields, config.block_tokens), jnp.int32),
-        plgpu.SMEM(
-            (rows, config.block_tokens),
-            dtype,
-            transforms=tile_transforms(config.block_tokens, dtype.itemsize),
+    weights = tile_transforms(config.block_tokens, dtype.itemsize)
+    scratch: dict[str, Any] = {
+        "k_smem": plgpu.SMEM(block, dtype, transforms=tiled),
+        "v_smem": plgpu.SMEM(block, dtype, transforms=tiled),
+        "mask_smem": plgpu.SMEM((fields, config.block_tokens), jnp.int32),
+        "weight_smem": plgpu.SMEM(
+            (rows, config.block_tokens), dtype, transforms=weights
         ),
-    ]
+    }
     if bulk:
         arrivals = 2 * spec.units_per_block
-        barrier = plgpu.Barrier(num_barriers=config.stages, num_arrivals=arrivals)
-        scratch.append(barrier)
+        scratch["full"] = plgpu.Barrier(
+            num_barriers=config.stages, num_arrivals=arrivals
+        )
     return scratch
+
+
+def _page_transforms(spec: KernelSpec, dtype, bulk: bool) -> tuple:
+    """Return the layout of keys and of values in shared memory."""
+    # The four warps of a `cp.async` copy take different tiles of a unit's 8-row strips.
+    parts = 1 if bulk or spec.config.unit_tokens % 32 == 0 else 2
+    return tile_transforms(spec.head_dim, dtype.itemsize, parts=parts)
 
 
 def _kernel(
     spec,
+    page_transforms,
     q_ref,
     k_ref,
     v_ref,
@@ -152,6 +160,7 @@ def _kernel(
     lse_ref,
     partial_out_ref,
     partial_lse_ref,
+    *,
     k_smem,
     v_smem,
     mask_smem,
@@ -162,7 +171,9 @@ def _kernel(
     layouts = MmaTile(tile_rows(spec), spec.dtype)
     schedule = worker_ref, tile_ref, unit_ref
     fetch = Fetch(spec, worker, *schedule, (k_ref, v_ref), (k_smem, v_smem), full)
-    compute = Compute(spec, layouts, fetch, mask_ref, mask_smem, weight_smem)
+    compute = Compute(
+        spec, layouts, fetch, mask_ref, mask_smem, weight_smem, page_transforms
+    )
     live = live_ref[0]
 
     def piece(piece: work.Piece, carry):
@@ -176,8 +187,8 @@ def _kernel(
             )
         state, *carry = compute.attend(piece, queries, positions, *carry)
         rows_left = (live - piece.index * spec.half_queries) * spec.group
-        out, lse = compute.normalise(state, rows_left)
-        send(piece, out.astype(q_ref.dtype), lse)
+        out, lse = normalise(layouts, state, rows_left)
+        send(piece, out.astype(q_ref.dtype), lse / LOG2E)
         return tuple(carry)
 
     def send(piece: work.Piece, out, lse):

@@ -16,7 +16,7 @@ from jaxlib.mlir.dialects import arith, vector
 
 from ..mosaic.compat import COMPILER_PARAMS
 from ..mosaic.instructions import i32
-from ..mosaic.rows import (
+from ..mosaic.vectors import (
     VECTOR,
     WARPS,
     call,

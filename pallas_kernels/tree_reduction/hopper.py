@@ -15,18 +15,17 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ..grouped_partial_attention.hopper_consumer import (
-    ROW,
-    TILE,
-    across_rows,
-    empty_state,
-    finite_share,
-    normalise,
-)
+from ..grouped_partial_attention.hopper_consumer import TILE
 from ..grouped_partial_attention.hopper_output import store_lse, store_out
 from ..kernel_spec import TILE_ROWS, KernelSpec
 from ..mosaic.compat import COMPILER_PARAMS
-from ..online_softmax import LOG2E, State
+from ..mosaic.online_softmax import (
+    LOG2E,
+    State,
+    empty_state,
+    normalise,
+    scale_rows,
+)
 
 I32 = jnp.int32
 COLUMNS = 16
@@ -113,8 +112,8 @@ def _kernel(
     @pl.when((count > 1) & (first < spec.num_queries))
     def _():
         steps = lax.div(parts + (AT_ONCE - 1), I32(AT_ONCE))
-        state = lax.fori_loop(0, steps, reader.add, tuple(empty_state(COLUMNS)))
-        out, lse = normalise(State(*state), (live - first) * spec.group)
+        state = lax.fori_loop(0, steps, reader.add, tuple(empty_state(TILE, COLUMNS)))
+        out, lse = normalise(TILE, State(*state), (live - first) * spec.group)
         store_out(spec, out_smem, out.astype(out_smem.dtype), interpreted)
         lse_smem[...] = lse / LOG2E
         plgpu.commit_smem()
@@ -149,10 +148,10 @@ class _Reader:
         for _, lse in read:
             peak = jnp.maximum(peak, lse)
         fade = jnp.exp2(state.peak - peak)
-        out, total = state.out * across_rows(fade, state.out.shape), state.total * fade
+        out, total = state.out * TILE.across_rows(fade, COLUMNS), state.total * fade
         for part, lse in read:
             weight = jnp.exp2(lse - peak)
-            out += finite_share(part.astype(jnp.float32), weight)
+            out += scale_rows(TILE, part.astype(jnp.float32), weight)
             total += weight
         return tuple(State(out, peak, total))
 
@@ -164,7 +163,7 @@ class _Reader:
         slot = self.worker + jnp.where(piece == 0, spec.num_workers, piece)
         slot = slot * spec.halves + self.half
         row = pl.multiple_of(slot * spec.partial_rows, 8)
-        lse = plgpu.load(self.lse_ref.at[slot], layout=ROW, optimized=False)
+        lse = plgpu.load(self.lse_ref.at[slot], layout=TILE.row, optimized=False)
         rows = self.out_ref.at[pl.ds(row, TILE_ROWS)]
-        out = plgpu.load(rows, layout=TILE, optimized=False)
+        out = plgpu.load(rows, layout=TILE.layout, optimized=False)
         return out, jnp.where(i < self.parts, lse, -jnp.inf)

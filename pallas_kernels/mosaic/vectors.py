@@ -79,22 +79,23 @@ def load(ref, at, count: int):
     element = ir.MemRefType(ref.type).element_type
     kind = ir.VectorType.get((count,), element)
     size = count * utils.bytewidth(element)
-    return llvm.load(kind, _pointer(ref, at), alignment=size)
+    return llvm.load(kind, pointer(ref, at), alignment=size)
 
 
 def store(ref, at, values, inside) -> None:
     """Store what `load` loads, in threads where `inside` is true or None."""
     count, size = values.type.shape[0], utils.bytewidth(values.type.element_type)
     if inside is None:
-        llvm.store(values, _pointer(ref, at), alignment=count * size)
+        llvm.store(values, pointer(ref, at), alignment=count * size)
         return
     branch = scf.IfOp(inside)
     with ir.InsertionPoint(branch.then_block):
-        llvm.store(values, _pointer(ref, at), alignment=count * size)
+        llvm.store(values, pointer(ref, at), alignment=count * size)
         scf.yield_([])
 
 
-def _pointer(ref, at):
+def pointer(ref, at):
+    """Return a pointer to the element of a ref at some indices."""
     element = ir.MemRefType(ref.type).element_type
     *slices, last = at
     for index in slices:
