@@ -251,9 +251,31 @@ def tiling_of(spec: KernelSpec) -> Tiling:
 
 def _masks(grouping: Grouping, spec: KernelSpec) -> jax.Array:
     ranks = grouping.slot_first | (grouping.slot_end << 16)
+    if spec.window is not None:
+        # Kernels shield tokens of empty ranges, whatever the slots hold.
+        least = _least_position(grouping)
+        hidden = least - grouping.slot_position >= spec.window
+        ranks = jnp.where(hidden, 0, ranks)
     fields = (ranks, grouping.slot_position)[: spec.mask_fields]
     units = [x.reshape(-1, spec.config.unit_tokens) for x in fields]
     return jnp.pad(jnp.stack(units, axis=1), ((0, 1), (0, 0), (0, 0)))
+
+
+def _least_position(grouping: Grouping) -> jax.Array:
+    """Return [M, P] int32, the least position of the queries in each token's range.
+
+    Row `j` of a table has the least of `2 ** j` positions from each on, so two entries
+    cover any range: of positions 7 5 6 9, ranks 0:3 are 0:2 and 1:3, so min(5, 5).
+    """
+    table = [grouping.query_position]
+    last = len(table[0]) - 1
+    for level in range(last.bit_length()):
+        later = jnp.minimum(jnp.arange(last + 1) + (1 << level), last)
+        table.append(jnp.minimum(table[-1], table[-1][later]))
+    first, end = grouping.slot_first, grouping.slot_end
+    level = 31 - jax.lax.clz(jnp.maximum(end - first, 1))
+    begins = jnp.stack([first, jnp.maximum(end - (1 << level), 0)])
+    return jnp.stack(table)[level, jnp.minimum(begins, last)].min(axis=0)
 
 
 def _row_positions(grouping: Grouping, spec: KernelSpec, tiling: Tiling, rows: int):

@@ -30,7 +30,18 @@ TILE = WgmmaTile()
 
 @dataclasses.dataclass(frozen=True)
 class Consumer:
-    """One warpgroup with one half of each tile's rows."""
+    """One warpgroup with one half of each tile's rows.
+
+    Attributes:
+        spec: static sizes.
+        worker: number of the worker.
+        half: number of the warpgroup.
+        keys: ring of [BN, D] blocks, `BN` tokens each; partial results come last.
+        values: ring of blocks likewise.
+        masks: ring of [units, fields, U] int32, who sees what of a block.
+        partial_lse: [2, stages, 64] shared memory, log-sum-exps of partial results.
+        interpreted: whether the Mosaic GPU interpreter runs the kernel.
+    """
 
     spec: KernelSpec
     worker: Any
@@ -42,12 +53,13 @@ class Consumer:
     interpreted: bool
 
     def attend(self, piece: work.Piece, queries, positions, counts):
-        """Online softmax over the blocks of a piece.
+        """Walk the blocks of a piece under an online softmax.
 
         Args:
-            piece: of this worker.
+            piece: piece of this worker's share.
             queries: [64, D] registers.
-            positions: [64] int32 registers, of the rows' queries; None without window.
+            positions: [64] int32 registers, positions of the rows' queries; None
+                without a window.
             counts: blocks and masked blocks that the rings have seen so far.
 
         Returns:
@@ -133,7 +145,7 @@ class Consumer:
         return lax.cond(mine, add, skip, *state)
 
     def first_query(self, tile):
-        """Rank of the first query of this half of a tile."""
+        """Return the rank of the first query of this half of a tile."""
         return (tile * self.spec.halves + self.half) * self.spec.half_queries
 
     def _block(self, rows, slot, mask_slot, state: State) -> State:

@@ -31,7 +31,11 @@ I32 = jnp.int32
 
 
 def pack_rows(spec: KernelSpec, x: jax.Array) -> jax.Array:
-    """[Q, K, G, D] to [K, T, rows, D]: query `r // G`, head `r % G` in row `r`."""
+    """Arrange [Q, K, G, D] as [K, T, rows, D].
+
+    Row `r` of a tile is head `r % G` of the tile's query `r // G`; rows of no query are
+    zeros.
+    """
     tiles, half = spec.num_tiles, spec.half_queries
     used, rows = half * spec.group, tile_rows(spec)
     x = jnp.pad(x, ((0, tiles * half - spec.num_queries), (0, 0), (0, 0), (0, 0)))
@@ -40,7 +44,7 @@ def pack_rows(spec: KernelSpec, x: jax.Array) -> jax.Array:
 
 
 def unpack_rows(spec: KernelSpec, x: jax.Array) -> jax.Array:
-    """[K, T, rows, ...] to [Q, K, G, ...], the inverse of `pack_rows`."""
+    """Arrange [K, T, rows, ...] as [Q, K, G, ...], the inverse of `pack_rows`."""
     used, rest = spec.half_queries * spec.group, x.shape[3:]
     x = x[:, :, :used].reshape(spec.num_kv_heads, -1, spec.group, *rest)
     return jnp.swapaxes(x[:, : spec.num_queries], 0, 1)
@@ -62,7 +66,9 @@ def grouped_partial_attention(
     bulk: bool = True,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Attention of every piece of the schedule (DeFT, arXiv 2404.00242, section 3.2).
+    """Attend with every piece of the schedule (DeFT, arXiv 2404.00242, section 3.2).
+
+    What slots hold that no query of the step sees plays no role, be it NaN.
 
     Args:
         spec: static sizes, with `halves=1`; a tile has `tile_rows(spec)` rows.
@@ -75,10 +81,11 @@ def grouped_partial_attention(
         row_position: [T, rows] int32, position of each row's query; read if there is a
             window.
         live: [1] int32, live queries; rows past them are zeros.
-        unit: [T * M * P // U] int32, as in a `Schedule` of undivided tiles.
-        tile: [T, 8] int32.
-        worker: [W, 16 + units of a block] int32.
-        pieces: [K * T, 2] int32.
+        unit: [T * M * P // U] int32, units that the tiles see; `Schedule` in
+            `deft_jax.attention.schedule` describes this array and the next ones.
+        tile: [T, 8] int32, where each tile's units are, by class.
+        worker: [W, 16 + units of a block] int32, the shares of the workers.
+        pieces: [K * T, 2] int32, first worker and number of pieces of each tile.
         bulk: copy with the engine for bulk copies: needs compute capability 9.0, which
             has no other way; must be False before.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.

@@ -30,8 +30,8 @@ class Compute:
 
     Attributes:
         spec: static sizes.
-        tile: layouts.
-        fetch: brings the blocks.
+        tile: tile of the rows.
+        fetch: what brings the blocks.
         mask_ref: [M * P // U + 1, fields, U] int32.
         mask_smem: [fields in use, block] int32 shared memory.
         weight_smem: [rows, block] shared memory, where warps exchange weights.
@@ -47,12 +47,13 @@ class Compute:
     value_transforms: tuple
 
     def attend(self, piece: work.Piece, queries, positions, cursor: Cursor, count):
-        """Online softmax over the blocks of a piece.
+        """Walk the blocks of a piece under an online softmax.
 
         Args:
-            piece: of this worker.
+            piece: piece of this worker's share.
             queries: [rows, D] registers.
-            positions: [rows] int32 registers, of the queries; None without window.
+            positions: [rows] int32 registers, positions of the rows' queries; None
+                without a window.
             cursor: next block to copy.
             count: blocks consumed so far.
 
@@ -110,7 +111,7 @@ class Compute:
         return State(out, peak, total)
 
     def _load_masks(self, tile: work.Tile, block):
-        """Per unit [fields, U] registers; early, for the wait is long."""
+        """Return [fields, U] registers per unit; called early, for the wait is long."""
         nobody = self.mask_ref.shape[0] - 1
         fields = self.mask_smem.shape[0]
         masks = []

@@ -1,6 +1,6 @@
 """Merge of partial attention results on Hopper, in float32 and a fixed order.
 
-For tiles that are cut into many pieces; `grouped_partial_attention` itself merges few.
+It serves tiles in many pieces; `grouped_partial_attention` itself merges few.
 A block of threads merges some columns of a tile, and reads many partial results at a
 time, since a read takes longer than all else.
 """
@@ -29,7 +29,7 @@ from ..mosaic.online_softmax import (
 
 I32 = jnp.int32
 COLUMNS = 16
-"""Of the output per block of threads: few, so that there are many blocks."""
+"""Columns of the output per block of threads: few, so that there are many blocks."""
 
 AT_ONCE = 9
 """Partial results in registers; two rounds for the 16 or 17 pieces of eight tiles."""
@@ -46,16 +46,16 @@ def tree_reduction(
     *,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Completes `grouped_partial_attention` (DeFT, arXiv 2404.00242, section 3.2).
+    """Complete `grouped_partial_attention` (DeFT, arXiv 2404.00242, section 3.2).
 
     Args:
-        spec: of the attention, not `fused`.
+        spec: static sizes of the attention, not `fused`.
         partial_out: [slots * halves * rows + 64, D], the partials, each normalised.
         partial_lse: [slots * halves, 64] float32, their log-sum-exp in units of log 2.
         pieces: [K * T, 2] int32, first worker and number of pieces of each tile.
         live: [1] int32, live queries.
         out: [Q, K, G, D], written where a tile has several pieces.
-        lse: [Q, K, G] float32, likewise.
+        lse: [Q, K, G] float32, written there too.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
 
     Returns:
@@ -156,7 +156,7 @@ class _Reader:
         return tuple(State(out, peak, total))
 
     def _read(self, i):
-        """The `i`-th one; after the last one nothing that weighs."""
+        """Return the `i`-th partial result; after the last one nothing that weighs."""
         spec = self.spec
         piece = jnp.minimum(i, self.parts - 1)
         # The first piece is the last of its worker, which may have another partial one.

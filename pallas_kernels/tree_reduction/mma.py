@@ -27,15 +27,15 @@ def tree_reduction(
     *,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Completes `grouped_partial_attention` (DeFT, arXiv 2404.00242, section 3.2).
+    """Complete `grouped_partial_attention` (DeFT, arXiv 2404.00242, section 3.2).
 
     Args:
-        spec: of the attention.
+        spec: static sizes of the attention.
         partial_out: [slots, rows, D], the partials, each normalised.
         partial_lse: [slots, rows] float32, their natural log-sum-exp.
         pieces: [K * T, 2] int32, first worker and number of pieces of each tile.
         out: [K, T, rows, D], written where a tile has several pieces.
-        lse: [K, T, rows] float32, likewise.
+        lse: [K, T, rows] float32, written there too.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
 
     Returns:

@@ -49,7 +49,7 @@ class Tokens:
 
     @classmethod
     def random(cls, heads: Heads, seed: int, dtype: str = "float32") -> "Tokens":
-        """Any ranges, empty and inverted ones too; the first query sees nothing."""
+        """Draw any ranges, empty and inverted too; the first query sees nothing."""
         rng = np.random.default_rng(seed)
 
         def normal(*shape):
@@ -70,13 +70,13 @@ class Tokens:
         )
 
     def arguments(self, dtype: str = "float32") -> list[jax.Array]:
-        """The arguments of the oracle, q, k and v in a dtype."""
+        """Return the arguments of the oracle, q, k and v in a dtype."""
         masks = (self.first, self.end, self.query_position, self.token_position)
         values = [jnp.asarray(x, dtype) for x in (self.q, self.k, self.v)]
         return [*values, *(jnp.asarray(x) for x in masks)]
 
     def seen_by(self, rank: int, window: int | None) -> list[int]:
-        """The tokens that a query sees."""
+        """Return the tokens that a query sees."""
         tokens = [t for t in range(NUM_TOKENS) if self.first[t] <= rank < self.end[t]]
         back = self.query_position[rank] - self.token_position
         return [t for t in tokens if window is None or back[t] < window]
@@ -113,6 +113,26 @@ def test_narrow_dtypes_are_computed_in_float32(dtype):
     assert [x.dtype for x in narrow] == ["float32", "float32"]
     for actual, expected in zip(narrow, wide, strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("soft_cap", [None, 1.5])
+def test_tokens_that_no_query_sees_do_not_matter(window, soft_cap):
+    """Whether their range is empty or the window hides them from every query."""
+    tokens = Tokens.random(HEADS["smollm2_135m"], seed=0)
+    seen = {t for rank in range(NUM_QUERIES) for t in tokens.seen_by(rank, window)}
+    hidden = np.array([t not in seen for t in range(NUM_TOKENS)])[:, None, None]
+    assert hidden.any() and not hidden.all()
+    options = {"scale": SCALE, "window": window, "soft_cap": soft_cap}
+    expected = oracle(*tokens.arguments(), **options)
+    for poison in (np.nan, np.inf):
+        spoilt = dataclasses.replace(
+            tokens,
+            k=np.where(hidden, poison, tokens.k),
+            v=np.where(hidden, poison, tokens.v),
+        )
+        for x, y in zip(oracle(*spoilt.arguments(), **options), expected, strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
 def test_large_logits_do_not_overflow():

@@ -51,8 +51,7 @@ def results(kernel, case: Case, q, pools, grouping) -> list[np.ndarray]:
 
 def check(kernel, case: Case, plan: str) -> None:
     """Compare a poisoned pool with a clean one, and that with the oracle."""
-    forest = grow(Plan(case.limits, seed=3, **PLANS[plan]))
-    args = inputs(case, forest, seed=1)
+    args = inputs(case, grow(Plan(case.limits, seed=3, **PLANS[plan])), seed=1)
     expected = results(kernel, case, args.q, args.clean, args.grouping)
     exact = (x.astype(jnp.float32) for x in (args.q, *args.clean))
     oracle, _ = attend(
@@ -60,7 +59,7 @@ def check(kernel, case: Case, plan: str) -> None:
     )
     oracle = np.asarray(oracle)
     assert np.linalg.norm(expected[0] - oracle) <= ERROR * np.linalg.norm(oracle)
-    pools = poisoned(args, forest)
+    pools = poisoned(case, args)
     for _ in range(2):
         actual = results(kernel, case, args.q, pools, args.grouping)
         for x, y in zip(actual, expected, strict=True):
@@ -86,6 +85,13 @@ def test_every_kernel_and_forest(kernel, plan: str):
 def test_every_head_size(name: str, head_dim: int, dtype: str):
     case = Case(Heads(8, 2, head_dim), LIMITS, dtype=dtype)
     check(KERNELS[name], case, "leaves_with_partly_filled_pages")
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", ["hopper", "mma"])
+def test_tokens_that_only_the_window_hides(name: str, plan: str):
+    case = Case(Heads(16, 4, 128), LIMITS, dtype="bfloat16", window=20)
+    check(KERNELS[name], case, plan)
 
 
 @pytest.mark.parametrize("heads", [Heads(64, 1, 128), Heads(4, 4, 64)])

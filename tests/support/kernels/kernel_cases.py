@@ -68,13 +68,13 @@ OPTIONS = ({}, {"window": 100}, {"soft_cap": 30.0}, {"window": 9, "soft_cap": 50
 def kernel_case(
     heads: Heads, rows: int, page_size: int, dtype: str = "bfloat16", **options
 ) -> Case:
-    """A case with few pages, which no kernel is specialised on."""
+    """Return a case with few pages, which no kernel is specialised on."""
     limits = Limits(nodes=1, pages=40, page_size=page_size, rows=rows)
     return Case(heads, limits, dtype=dtype, **options)
 
 
 def covering_cases() -> dict[str, Case]:
-    """Every head_dim with every page size, the rest spread over them."""
+    """Return every head_dim with every page size, the rest spread over them."""
     pairs = list(itertools.product(HEAD_DIMS, PAGE_SIZES))
     rest = (
         _spread(x, len(pairs), seed)
@@ -92,7 +92,7 @@ def covering_cases() -> dict[str, Case]:
 
 
 def _spread(values, count: int, seed: int) -> list:
-    """`count` of the values in a random order, each about as often."""
+    """Return `count` of the values in a random order, each about as often."""
     repeated = list(itertools.islice(itertools.cycle(values), count))
     random.Random(seed).shuffle(repeated)
     return repeated
@@ -130,7 +130,7 @@ Shape = jax.ShapeDtypeStruct
 
 
 def arguments(case: Case) -> tuple[Shape, Shape, Shape, Grouping]:
-    """q, k_pages, v_pages and grouping of a case, as shapes."""
+    """Return q, k_pages, v_pages and grouping of a case, as shapes."""
     heads, limits = case.heads, case.limits
     dtype = jnp.dtype(case.dtype)
     slots = _int32(limits.pages, limits.page_size)
@@ -147,7 +147,7 @@ def _int32(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def num_calls(case: Case, kernel: Kernel) -> int:
-    """Kernels of one call: the attention, and the reduction unless it merges itself."""
+    """Count the kernels of one call: attention, and reduction unless it is fused."""
     if kernel.attention is not tree_attention_mosaic:
         return 2
     q, k_pages, *_ = arguments(case)
@@ -156,7 +156,7 @@ def num_calls(case: Case, kernel: Kernel) -> int:
 
 
 def attention(case: Case, kernel: Kernel) -> Callable:
-    """The op with a case's options, a function of what `arguments` describes."""
+    """Return the op with a case's options, a function of what `arguments` describes."""
     scale = case.scale or case.heads.head_dim**-0.5
     logits = AttentionSpec(scale=scale, window=case.window, soft_cap=case.soft_cap)
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.support.attention_checks import Inputs
-from tests.support.forests import Forest
+from deft_jax.attention.grouping import Grouping
+from tests.support.attention_checks import Case, Inputs
 
 
-def poisoned(args: Inputs, forest: Forest) -> tuple[jax.Array, jax.Array]:
-    """Return k and v of a step, not finite in any slot outside every query's range."""
-    hidden = ~forest.seen[:, None, :, None]
+def poisoned(case: Case, args: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Return k and v of a step, not finite in any slot that no query sees."""
+    hidden = ~seen_slots(args.grouping, case.window)[:, None, :, None]
     bad = np.array([np.nan, np.inf, -np.inf])
     rng = np.random.default_rng(0)
 
@@ -20,3 +20,17 @@ def poisoned(args: Inputs, forest: Forest) -> tuple[jax.Array, jax.Array]:
 
     k, v = args.clean
     return spoil(k), spoil(v)
+
+
+def seen_slots(grouping: Grouping, window: int | None) -> np.ndarray:
+    """Return [M, P] bool: whether any live query sees the token of each slot."""
+    rank = np.arange(grouping.num_live)
+    first, end, position = (
+        np.asarray(x)[..., None]
+        for x in (grouping.slot_first, grouping.slot_end, grouping.slot_position)
+    )
+    seen = (first <= rank) & (rank < end)
+    if window is not None:
+        back = np.asarray(grouping.query_position)[rank] - position
+        seen &= back < window
+    return seen.any(axis=-1)
