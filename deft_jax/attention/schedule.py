@@ -41,8 +41,11 @@ class Schedule:
             the halves of that last tile that have any, the fields of the first tile,
             and the units of its first block.
         pieces: [K * T, 2] int32: first worker and number of workers of each pair.
-        flags: [W, halves] int32, zeros. A kernel uses them to tell which partial
-            results are there, and leaves zeros.
+        flags: [W, halves] int32, zeros. A kernel raises them to tell which partial
+            results are there, and leaves zeros. XLA does not know that it writes them,
+            so two kernels that are given the same array must not run at the same time:
+            neither layers nor networks (a model and its drafter, whose equal schedules
+            the compiler makes one) on two streams or side by side in one graph.
     """
 
     unit: jax.Array
