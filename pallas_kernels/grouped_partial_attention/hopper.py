@@ -4,14 +4,15 @@ One block of threads per multiprocessor, a *worker*, walks its share of the sche
 pieces of tiles, each a run of blocks of KV. Six parts of it work side by side and meet
 at rings of `stages` buffers, whose barriers say "full" and "free":
 
-    warp 0    queries |Q of piece 0|Q of piece 1  |                       |Q of piece 2
-    warp 1    keys    |K0 |K1 |K2 |K3 |K4 |K5 |..   blocks of all pieces, as stages
-    warp 2    values  |V0 |V1 |V2 |V3 |V4 |V5 |..   get free; at last the partial
-                                                    results of later workers
-    warp 3    masks           |M2 |   |M4 |..       of the blocks that need one
-    half 0        |Q K0 V0|Q K1 V1|Q K2 M2 V2| .. |normalise, send|Q of piece 1 ..
-    half 1        |Q K0 V0|Q K1 V1|skip      | .. |normalise, send|Q of piece 1 ..
+    time ->
+    warp 0  queries |Q of piece 0|Q of piece 1   |              |Q of piece 2
+    warp 1  keys    |K0|K1|K2|K3|K4|K5|K6|..                    .. |partials 0 2 4
+    warp 2  values  |V0|V1|V2|V3|V4|V5|V6|..                    .. |partials 1 3
+    warp 3  masks   |M2|M3|M6|..
+    half 0             |Q K0 V0|Q K1 V1|Q K2 M2 V2|-         |send |Q K4 V4| .. |add ..
+    half 1             |Q K0 V0|Q K1 V1|-         |Q K3 M3 V3|send |Q K4 V4| .. |add ..
 
+Here piece 0 has blocks 0 to 3, of which each half alone sees one under a mask.
 The four warps copy. Each half is a warpgroup that computes with 64 rows (queries times
 the query heads that share a KV head) of the tile in registers; small tiles have one
 half. Both wait for the same stages, and each frees a stage when it has read it, or at
