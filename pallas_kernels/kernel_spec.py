@@ -8,16 +8,16 @@ TILE_ROWS = 64
 """Rows of the matrix tile of one warpgroup."""
 
 COPY_BYTES = 128
-"""What Mosaic GPU copies are a multiple of."""
+"""Bytes that every copy of Mosaic GPU is a multiple of."""
 
 MAX_QUERIES = 65535
-"""Ranks are packed in 16 bits."""
+"""Most queries of a step: ranks are packed in 16 bits."""
 
 SHARED_BYTES = 227 * 1024
-"""Shared memory that a block of threads may use on Hopper."""
+"""Bytes of shared memory that a block of threads may use on Hopper."""
 
 SHARED_ALIGNMENT = 1024
-"""To which Pallas rounds every allocation of shared memory, in bytes."""
+"""Bytes to a multiple of which Pallas rounds every allocation of shared memory."""
 
 SHARED_SCRATCH = 2048
 """Bytes of shared memory that Pallas keeps for reductions."""
@@ -27,7 +27,7 @@ FUSED_PIECES = 3
 """Pieces per tile up to which the attention kernel merges them; see bench/NOTES.md."""
 
 TURNS = 2
-"""Warps that copy partial results in turn: those of the keys and of the values."""
+"""Warps that copy partial results in turn: the one of the keys, then of the values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +52,21 @@ class KernelSpec:
     """Everything a kernel is compiled for.
 
     Attributes:
-        num_queries: `Q`.
-        num_kv_heads: `K`, times `head_chunks`.
-        group: `G`, query heads per KV head, over `head_chunks`.
-        head_dim: `D`.
-        page_size: `P`.
+        num_queries: `Q`, query tokens of a step.
+        num_kv_heads: KV heads, `K` times `head_chunks`.
+        group: query heads per KV head, `G` over `head_chunks`.
+        head_dim: `D`, elements of a head.
+        page_size: `P`, tokens of a page.
         half_queries: queries whose rows fill one warpgroup's tile.
         halves: warpgroups that compute, each with a half of a tile's queries.
         num_workers: blocks of threads, one per multiprocessor.
-        dtype: of q, k, v and out.
+        dtype: name of the dtype of q, k, v and out.
         scale: factor of the logits.
-        window: as in `tree_attention`, or None.
-        soft_cap: as in `tree_attention`, or None.
-        head_chunks: parts that the query heads of a KV head are cut into, for groups of
-            more than 64.
-        config: tuned sizes.
+        window: number of positions, its own counted, that a query sees; None for all.
+        soft_cap: logits become `soft_cap * tanh(logits / soft_cap)`; None for none.
+        head_chunks: chunks that the query heads of a KV head are divided into, for
+            groups of more than 64; each counts as a KV head of its own.
+        config: sizes that were tuned.
     """
 
     num_queries: int
@@ -91,7 +91,7 @@ class KernelSpec:
 
     @property
     def num_tiles(self) -> int:
-        """`T`."""
+        """Number of tiles, `T`."""
         return -(-self.num_queries // self.tile_queries)
 
     @property
@@ -103,10 +103,10 @@ class KernelSpec:
     def fused(self) -> bool:
         """Whether the attention kernel merges the partial results itself.
 
-        Where tiles are cut into many pieces one block of threads per tile would merge
-        them one after the other; a kernel of its own has all of them work. How many
-        pieces there are is told by the capacity: if little of it is in use there are
-        more, and merging takes longer than it need.
+        Where tiles are in many pieces one block of threads per tile would merge them
+        one after the other; a kernel of its own has all of them work. How many pieces
+        there are is judged by the capacity: if little of it is in use there are more,
+        and merging takes longer than it need.
         """
         return self.num_workers <= FUSED_PIECES * self.num_pairs
 
@@ -114,8 +114,8 @@ class KernelSpec:
     def num_slots(self) -> int:
         """Room of the portable kernels for a partial result per piece.
 
-        It is at `worker + pair`, which is unique: each new piece starts a new pair or a
-        new worker.
+        It is at `worker + pair`, which is unique, as each new piece starts a new pair
+        or a new worker: pieces of workers 0 0 1 1 and pairs 0 1 1 2 are at 0 1 2 3.
         """
         return self.num_workers + self.num_pairs
 
@@ -146,7 +146,7 @@ class KernelSpec:
 
     @property
     def units_per_page(self) -> int:
-        """Units that a page is cut into."""
+        """Units of a page."""
         return self.page_size // self.config.unit_tokens
 
     @property
@@ -159,7 +159,7 @@ class KernelSpec:
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of the attention kernel."""
+        """Bytes of shared memory of the attention kernel."""
         config, itemsize = self.config, jnp.dtype(self.dtype).itemsize
         row = self.head_dim * itemsize
         queries = self.room_queries * self.group * row

@@ -11,11 +11,11 @@ from jax import lax
 
 
 def rms_scaled(rows: jax.Array, inputs: jax.Array, eps: float) -> jax.Array:
-    """Rows divided by the root mean square of other rows.
+    """Divide what was projected from inputs by their root mean square.
 
     Args:
-        rows: [Q, ...].
-        inputs: [Q, E].
+        rows: [Q, ...] any float dtype, projections of the tokens.
+        inputs: [Q, E] any float dtype, what they were projected from.
         eps: added to the mean square.
 
     Returns:

@@ -15,7 +15,7 @@ from deft_jax.pallas_kernels.grouped_partial_attention.mma import (
     unpack_rows,
 )
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
-from deft_jax.pallas_kernels.mosaic.mma_tile import tile_rows
+from deft_jax.pallas_kernels.mosaic.tile import tile_rows
 from deft_jax.pallas_kernels.tree_reduction.mma import tree_reduction
 
 DEFAULT_WORKERS = 108

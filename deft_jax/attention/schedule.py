@@ -47,8 +47,11 @@ class Schedule:
             the halves of that last tile that have any, the fields of the first tile,
             and the units of its first block.
         pieces: [K * T, 2] int32: first worker and number of workers of each pair.
-        flags: [W, halves] int32, zeros. A kernel uses them to tell which partial
-            results are there, and leaves zeros.
+        flags: [W, halves] int32, zeros. A kernel raises them to tell which partial
+            results are there, and leaves zeros. XLA does not know that it writes them,
+            so two kernels that are given the same array must not run at the same time:
+            neither layers nor networks (a model and its drafter, whose equal schedules
+            the compiler makes one) on two streams or side by side in one graph.
     """
 
     unit: jax.Array
@@ -281,9 +284,31 @@ def _masks(grouping: Grouping, spec: KernelSpec) -> jax.Array:
     A range of ranks is one int32, the end in its upper half: 3:5 is 0x00050003.
     """
     ranks = grouping.slot_first | (grouping.slot_end << 16)
+    if spec.window is not None:
+        # Kernels shield tokens of empty ranges, whatever the slots hold.
+        least = _least_position(grouping)
+        hidden = least - grouping.slot_position >= spec.window
+        ranks = jnp.where(hidden, 0, ranks)
     fields = (ranks, grouping.slot_position)[: spec.mask_fields]
     units = [x.reshape(-1, spec.config.unit_tokens) for x in fields]
     return jnp.pad(jnp.stack(units, axis=1), ((0, 1), (0, 0), (0, 0)))
+
+
+def _least_position(grouping: Grouping) -> jax.Array:
+    """Return [M, P] int32, the least position of the queries in each token's range.
+
+    Row `j` of a table has the least of `2 ** j` positions from each on, so two entries
+    cover any range: of positions 7 5 6 9, ranks 0:3 are 0:2 and 1:3, so min(5, 5).
+    """
+    table = [grouping.query_position]
+    last = len(table[0]) - 1
+    for level in range(last.bit_length()):
+        later = jnp.minimum(jnp.arange(last + 1) + (1 << level), last)
+        table.append(jnp.minimum(table[-1], table[-1][later]))
+    first, end = grouping.slot_first, grouping.slot_end
+    level = 31 - jax.lax.clz(jnp.maximum(end - first, 1))
+    begins = jnp.stack([first, jnp.maximum(end - (1 << level), 0)])
+    return jnp.stack(table)[level, jnp.minimum(begins, last)].min(axis=0)
 
 
 def _row_positions(grouping: Grouping, spec: KernelSpec, tiling: Tiling, rows: int):

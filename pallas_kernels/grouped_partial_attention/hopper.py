@@ -1,8 +1,30 @@
 """Grouped partial attention on Hopper: bulk copies, wgmma, persistent workers.
 
-One block of threads per multiprocessor walks its share of the schedule. A warpgroup of
-copying warps keeps rings of KV blocks full; one or two warpgroups compute, each with 64
-rows (queries times the query heads that share a KV head) of a tile in registers.
+One block of threads per multiprocessor, a *worker*, walks its share of the schedule:
+pieces of tiles, each a run of blocks of KV. Six parts of it work side by side and meet
+at rings of `stages` buffers, whose barriers say "full" and "free":
+
+    time ->
+    warp 0  queries |Q of piece 0|Q of piece 1   |              |Q of piece 2
+    warp 1  keys    |K0|K1|K2|K3|K4|K5|K6|..                    .. |partials 0 2 4
+    warp 2  values  |V0|V1|V2|V3|V4|V5|V6|..                    .. |partials 1 3
+    warp 3  masks   |M2|M3|M6|..
+    half 0             |Q K0 V0|Q K1 V1|Q K2 M2 V2|-         |send |Q K4 V4| .. |add ..
+    half 1             |Q K0 V0|Q K1 V1|-         |Q K3 M3 V3|send |Q K4 V4| .. |add ..
+
+Here piece 0 has blocks 0 to 3, of which each half alone sees one under a mask.
+The four warps copy. Each half is a warpgroup that computes with 64 rows (queries times
+the query heads that share a KV head) of the tile in registers; small tiles have one
+half. Both wait for the same stages, and each frees a stage when it has read it, or at
+once where only the other half sees the block. The queries of the next piece come while
+the blocks of this one are computed; outputs leave by bulk copies that nobody waits for
+until their buffer is needed again.
+
+In the end a worker adds to its last tile what later workers made of the tile's other
+pieces. They raise flags in global memory when these are there. Since a worker waits for
+later ones only, and they are the blocks of threads that the GPU starts first, somebody
+can always go on. The flags are all that calls share: two calls with one array of them,
+or with two arrays that the compiler made one, must not run at the same time.
 """
 
 import functools
@@ -15,8 +37,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ..kernel_spec import TILE_ROWS, TURNS, KernelSpec
 from ..mosaic.compat import COMPILER_PARAMS, tile_transforms
+from ..mosaic.online_softmax import normalise
 from . import work
-from .hopper_consumer import ROW, TILE, Consumer, normalise
+from .hopper_consumer import TILE, Consumer
 from .hopper_output import Output
 from .hopper_producer import Partials, Producer
 from .ring import Ring
@@ -24,10 +47,13 @@ from .ring import Ring
 I32 = jnp.int32
 COPYING_REGISTERS = 72
 COMPUTING_REGISTERS = {1: 248, 2: 216}
-"""By number of computing warpgroups; the register file holds 504 per thread of two."""
+"""Registers of a thread, by the number of computing warpgroups.
+
+With two, the register file holds 504 for one thread of each and of the copying one.
+"""
 
 MAX_REGISTER_COLUMNS = 128
-"""Columns of queries that registers hold beside the sums of values."""
+"""Most columns of queries that registers hold beside the sums of values."""
 
 
 def grouped_partial_attention(
@@ -44,7 +70,9 @@ def grouped_partial_attention(
     *,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Attention of every tile of the schedule (DeFT, arXiv 2404.00242, section 3.2).
+    """Attend with every tile of the schedule (DeFT, arXiv 2404.00242, section 3.2).
+
+    What slots hold that no query of the step sees plays no role, be it NaN.
 
     Args:
         spec: static sizes.
@@ -56,11 +84,14 @@ def grouped_partial_attention(
             is seen by nobody.
         row_position: [T, halves, 64] int32, position of each row's query; read if there
             is a window.
-        unit: [T * M * P // U] int32, as in `Schedule`.
-        tile: [T, 8] int32.
-        worker: [W, 16 + units of a block] int32.
+        unit: [T * M * P // U] int32, units that the tiles see; `Schedule` in
+            `deft_jax.attention.schedule` describes this array and the next ones.
+        tile: [T, 8] int32, where each tile's units are, by class.
+        worker: [W, 16 + units of a block] int32, the shares of the workers.
         flags: [W, halves] int32, zeros. Written during the call and zeros again at its
-            end, so calls with the same array must not run at the same time.
+            end. XLA does not know that it is written, so calls with the same array must
+            not run at the same time: neither on two streams nor side by side in one
+            command buffer.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
 
     Returns:
@@ -99,36 +130,40 @@ def grouped_partial_attention(
     return kernel(q, k_units, v_units, masks, row_position, unit, tile, worker, flags)
 
 
-def _scratch(spec: KernelSpec, dtype) -> list:
-    config, halves = spec.config, spec.halves
+def _scratch(spec: KernelSpec, dtype) -> dict:
+    """Return what a block of threads has in shared memory, by the kernel's names."""
+    config, halves, stages = spec.config, spec.halves, spec.config.stages
     tiled = tile_transforms(spec.head_dim, dtype.itemsize)
     queries = (halves, spec.room_queries, spec.group, spec.head_dim)
-    block = (config.stages, config.block_tokens, spec.head_dim)
-    units, copies, stages = spec.units_per_block, spec.copies_per_block, config.stages
+    units = spec.units_per_block
+
+    def ring(buffer, copies: int) -> dict:
+        return {
+            "buffer": buffer,
+            "full": plgpu.Barrier(num_barriers=stages, num_arrivals=copies),
+            "free": plgpu.Barrier(num_barriers=stages, num_arrivals=halves),
+        }
+
+    def blocks():
+        shape = (stages, config.block_tokens, spec.head_dim)
+        return plgpu.SMEM(shape, dtype, transforms=tiled)
+
+    def staging():
+        tile = plgpu.SMEM((TILE_ROWS, spec.head_dim), dtype, transforms=tiled)
+        return plgpu.RefUnion(plgpu.SMEM(queries[1:], dtype), tile)
+
     masks = (stages, units, spec.mask_fields, config.unit_tokens)
-
-    def full(copies):
-        return plgpu.Barrier(num_barriers=stages, num_arrivals=copies)
-
-    def free():
-        return plgpu.Barrier(num_barriers=stages, num_arrivals=halves)
-
-    return [
-        plgpu.SMEM(queries, dtype),
-        [
-            plgpu.RefUnion(
-                plgpu.SMEM(queries[1:], dtype),
-                plgpu.SMEM((TILE_ROWS, spec.head_dim), dtype, transforms=tiled),
-            )
-            for _ in range(halves)
-        ],
-        plgpu.SMEM((halves, TILE_ROWS), jnp.float32),
-        plgpu.SMEM((TURNS, stages, TILE_ROWS), jnp.float32),
-        *(plgpu.SMEM(block, dtype, transforms=tiled), full(copies), free()),
-        *(plgpu.SMEM(block, dtype, transforms=tiled), full(copies), free()),
-        *(plgpu.SMEM(masks, jnp.int32), full(units), free()),
-        *(plgpu.Barrier(num_arrivals=halves), plgpu.Barrier(num_arrivals=halves)),
-    ]
+    return {
+        "q_smem": plgpu.SMEM(queries, dtype),
+        "q_full": plgpu.Barrier(num_arrivals=halves),
+        "q_free": plgpu.Barrier(num_arrivals=halves),
+        "keys": ring(blocks(), spec.copies_per_block),
+        "values": ring(blocks(), spec.copies_per_block),
+        "masks": ring(plgpu.SMEM(masks, jnp.int32), units),
+        "staging": [staging() for _ in range(halves)],
+        "lse_smem": plgpu.SMEM((halves, TILE_ROWS), jnp.float32),
+        "merge_lse_smem": plgpu.SMEM((TURNS, stages, TILE_ROWS), jnp.float32),
+    }
 
 
 def _kernel(
@@ -147,18 +182,20 @@ def _kernel(
     lse_ref,
     partial_out_ref,
     partial_lse_ref,
+    *,
     q_smem,
+    q_full,
+    q_free,
+    keys,
+    values,
+    masks,
     staging,
     lse_smem,
     merge_lse_smem,
-    *rest,
 ):
-    stages = spec.config.stages
     keys, values, masks = (
-        Ring(buffer, full, free, stages)
-        for buffer, full, free in (rest[:3], rest[3:6], rest[6:9])
+        Ring(**parts, stages=spec.config.stages) for parts in (keys, values, masks)
     )
-    q_full, q_free = rest[9:]
     # A worker waits for later ones: they are the blocks that the GPU starts first.
     worker = spec.num_workers - 1 - lax.axis_index("worker")
     warpgroup = lax.axis_index("warpgroup")
@@ -192,7 +229,7 @@ def _kernel(
     def _compute():
         plgpu.set_max_registers(COMPUTING_REGISTERS[spec.halves], action="increase")
         consumer = Consumer(
-            spec, worker, warpgroup, keys, values, masks, merge_lse_smem
+            spec, worker, warpgroup, keys, values, masks, merge_lse_smem, interpreted
         )
         share = work.Share.read(worker_ref, worker)
         output = Output(
@@ -218,7 +255,9 @@ def _kernel(
             positions = None
             if spec.window is not None:
                 positions = plgpu.load(
-                    position_ref.at[piece.index, warpgroup], layout=ROW, optimized=False
+                    position_ref.at[piece.index, warpgroup],
+                    layout=TILE.row,
+                    optimized=False,
                 )
             state, counts = consumer.attend(piece, queries, positions, counts)
             if spec.fused:
@@ -228,12 +267,12 @@ def _kernel(
                     lambda: (state, counts),
                 )
             first = consumer.first_query(piece.index)
-            out, lse = normalise(state, (share.live - first) * spec.group)
+            out, lse = normalise(TILE, state, (share.live - first) * spec.group)
             output.send(piece, first, out.astype(q_ref.dtype), lse)
             return counts
 
         def park(queries):
-            """Move the queries where wgmma reads them from shared memory."""
+            """Move the queries to where wgmma reads them from shared memory."""
             _, tile = staging[0]
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             tile[...] = queries
@@ -245,9 +284,9 @@ def _kernel(
 
 
 def _load_queries(spec: KernelSpec, ref, interpreted):
-    """[room, G, D] shared memory to [64, D] registers, the last ones junk."""
+    """Load [room, G, D] shared memory to [64, D] registers; the last rows are junk."""
     rows = spec.room_queries * spec.group
     if interpreted:
         return ref[...].reshape(rows, spec.head_dim)[:TILE_ROWS]
     ref = ref.reshape(rows, spec.head_dim).at[pl.ds(0, TILE_ROWS)]
-    return plgpu.load(ref, layout=TILE, optimized=False)
+    return plgpu.load(ref, layout=TILE.layout, optimized=False)

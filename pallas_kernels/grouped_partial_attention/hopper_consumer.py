@@ -10,20 +10,38 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ..kernel_spec import TILE_ROWS, KernelSpec
-from ..mosaic.compat import ACC
-from ..online_softmax import HIDDEN, LEAST_PEAK, LOG2E, State
+from ..mosaic.compat import ACC, tile_transforms
+from ..mosaic.online_softmax import (
+    HIDDEN,
+    LOG2E,
+    State,
+    empty_state,
+    scale_rows,
+    sees,
+)
+from ..mosaic.tile import WgmmaTile
+from ..mosaic.unseen import find_unseen, zero_unseen
 from . import work
 from .ring import Ring
 
 I32 = jnp.int32
-TILE = plgpu.Layout.WGMMA
-ROW = TILE.reduce(1)
-COLUMN = TILE.reduce(0)
+TILE = WgmmaTile()
 
 
 @dataclasses.dataclass(frozen=True)
 class Consumer:
-    """One warpgroup with one half of each tile's rows."""
+    """One warpgroup with one half of each tile's rows.
+
+    Attributes:
+        spec: static sizes.
+        worker: number of the worker.
+        half: number of the warpgroup.
+        keys: ring of [BN, D] blocks, `BN` tokens each; partial results come last.
+        values: ring of blocks likewise.
+        masks: ring of [units, fields, U] int32, who sees what of a block.
+        partial_lse: [2, stages, 64] shared memory, log-sum-exps of partial results.
+        interpreted: whether the Mosaic GPU interpreter runs the kernel.
+    """
 
     spec: KernelSpec
     worker: Any
@@ -32,14 +50,16 @@ class Consumer:
     values: Ring
     masks: Ring
     partial_lse: Any
+    interpreted: bool
 
     def attend(self, piece: work.Piece, queries, positions, counts):
-        """Online softmax over the blocks of a piece.
+        """Walk the blocks of a piece under an online softmax.
 
         Args:
-            piece: of this worker.
+            piece: piece of this worker's share.
             queries: [64, D] registers.
-            positions: [64] int32 registers, of the rows' queries; None without window.
+            positions: [64] int32 registers, positions of the rows' queries; None
+                without a window.
             counts: blocks and masked blocks that the rings have seen so far.
 
         Returns:
@@ -69,7 +89,7 @@ class Consumer:
             return count + 1, mask_count + 1, *state
 
         count, mask_count = counts
-        carry = count, *empty_state(spec.head_dim)
+        carry = count, *empty_state(TILE, spec.head_dim)
         masked_first = work.masked_first(spec.num_pairs, spec.num_workers, self.worker)
         first, middle, last = piece.ranges(masked_first)
         count, *state = lax.fori_loop(*first, whole, carry)
@@ -112,8 +132,8 @@ class Consumer:
         def add(*state):
             ring.wait_full(slot)
             part = ring.buffer.at[slot, pl.ds(0, TILE_ROWS)]
-            out = plgpu.load(part, layout=TILE)
-            lse = plgpu.load(lse_ref, layout=ROW, optimized=False)
+            out = plgpu.load(part, layout=TILE.layout)
+            lse = plgpu.load(lse_ref, layout=TILE.row, optimized=False)
             plgpu.commit_smem()
             ring.release(slot)
             return tuple(add_partial(State(*state), out, lse))
@@ -125,7 +145,7 @@ class Consumer:
         return lax.cond(mine, add, skip, *state)
 
     def first_query(self, tile):
-        """Rank of the first query of this half of a tile."""
+        """Return the rank of the first query of this half of a tile."""
         return (tile * self.spec.halves + self.half) * self.spec.half_queries
 
     def _block(self, rows, slot, mask_slot, state: State) -> State:
@@ -144,48 +164,69 @@ class Consumer:
         if spec.soft_cap is not None:
             logits = jnp.tanh(logits * (spec.scale / spec.soft_cap))
             factor = spec.soft_cap * LOG2E
+        unseen = None
         if mask_slot is not None:
-            sees = self._sees(rows, mask_slot, shape)
-            logits = jnp.where(sees, logits * factor, HIDDEN)
+            seen, unseen = self._sees(rows, mask_slot)
+            logits = jnp.where(seen, logits * factor, HIDDEN)
             factor = 1.0
         peak = jnp.maximum(state.peak, logits.max(axis=1) * factor)
         fade = jnp.exp2(state.peak - peak)
-        weights = jnp.exp2(logits * factor - across_rows(peak, shape))
+        weights = jnp.exp2(logits * factor - TILE.across_rows(peak, shape[1]))
         total = state.total * fade + weights.sum(axis=1)
         weights = weights.astype(jnp.dtype(spec.dtype))
-        out = state.out * across_rows(fade, (TILE_ROWS, spec.head_dim))
+        out = state.out * TILE.across_rows(fade, spec.head_dim)
         self.values.wait_full(slot)
+        values = self._shielded(slot, unseen)
 
         def accumulate(out):
-            plgpu.wgmma(out, weights, self.values.buffer.at[slot])
+            plgpu.wgmma(out, weights, values)
 
         out = pl.run_state(accumulate)(ACC.init(out))
         self.values.release(slot)
         return State(out, peak, total)
 
-    def _sees(self, rows, mask_slot, shape):
-        """[64, BN] bool, true where the row sees the token."""
+    def _sees(self, rows, mask_slot):
+        """Return [64, BN] bool, true where the row sees the token, and the unseen."""
         spec = self.spec
         self.masks.wait_full(mask_slot)
 
         def field(index):
             ref = self.masks.buffer.at[mask_slot, :, index]
-            value = plgpu.load(ref, layout=COLUMN, optimized=False)
-            return value.reshape((shape[1],))
+            value = plgpu.load(ref, layout=TILE.column, optimized=False)
+            return value.reshape((spec.config.block_tokens,))
 
-        ranks = field(0)
-        first = (ranks & 0xFFFF) * spec.group - rows.first
-        end = lax.shift_right_logical(ranks, 16) * spec.group - rows.first
-        row = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=TILE)
-        sees = (across_columns(first, shape) <= row) & (
-            row < across_columns(end, shape)
-        )
+        ranks, back = field(0), None
         if spec.window is not None:
-            back = across_rows(rows.positions, shape) - across_columns(field(1), shape)
-            sees &= back < spec.window
-        plgpu.commit_smem()
+            back = TILE.across_rows(rows.positions, ranks.shape[0])
+            back -= TILE.across_columns(field(1))
+        seen = sees(TILE, spec, ranks, rows.first, back)
+        if self.interpreted:
+            unseen = (ranks & 0xFFFF) >= lax.shift_right_logical(ranks, 16)
+            plgpu.commit_smem()
+        else:
+            ref = self.masks.buffer.at[mask_slot, :, 0]
+            unseen = find_unseen(ref, self._transforms)
         self.masks.release(mask_slot)
-        return sees
+        return seen, unseen
+
+    def _shielded(self, slot, unseen):
+        """Return the values of a stage, with zeros for tokens that nobody sees.
+
+        A block that every row sees whole has no such token. Both warpgroups store the
+        zeros: to wait for each other would take longer.
+        """
+        values = self.values.buffer.at[slot]
+        if unseen is None:
+            return values
+        if self.interpreted:
+            return jnp.where(unseen[:, None], 0, values[...])
+        zero_unseen(values, unseen, self._transforms)
+        return values
+
+    @property
+    def _transforms(self) -> tuple:
+        spec = self.spec
+        return tile_transforms(spec.head_dim, jnp.dtype(spec.dtype).itemsize)
 
     def _skip(self, slot, mask_slot, state):
         self.keys.skip(slot)
@@ -204,47 +245,6 @@ def add_partial(state: State, out, lse) -> State:
     """Add a normalised partial result [64, D] with log-sum-exps [64] to a state."""
     peak = jnp.maximum(state.peak, lse)
     fade, weight = jnp.exp2(state.peak - peak), jnp.exp2(lse - peak)
-    part = finite_share(out.astype(jnp.float32), weight)
-    out = state.out * across_rows(fade, out.shape) + part
+    part = scale_rows(TILE, out.astype(jnp.float32), weight)
+    out = state.out * TILE.across_rows(fade, out.shape[1]) + part
     return State(out, peak, state.total * fade + weight)
-
-
-def normalise(state: State, rows_left):
-    """Output [64, D] float32 and log-sum-exp [64] in units of log 2.
-
-    See `finite_share`.
-    """
-    row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS,), 0, layout=ROW)
-    blind = (state.total == 0.0) | (row >= rows_left)
-    total = jnp.where(blind, 1.0, state.total)
-    share = jnp.where(blind, 0.0, 1.0 / total)
-    lse = jnp.where(blind, -jnp.inf, state.peak + jnp.log2(total))
-    return finite_share(state.out, share), lse
-
-
-def finite_share(out, share):
-    """`out * share` by row, and zeros where the share is 0, whatever `out` holds.
-
-    Rows that see nothing may have multiplied garbage of a page by 0.
-    """
-    share = across_rows(share, out.shape)
-    return jnp.where(share > 0.0, out * share, 0.0)
-
-
-def across_rows(x, shape):
-    """[64] to [64, n], one value per row."""
-    return plgpu.layout_cast(lax.broadcast_in_dim(x, shape, [0]), TILE)
-
-
-def across_columns(x, shape):
-    """[n] to [64, n], one value per column."""
-    return plgpu.layout_cast(lax.broadcast_in_dim(x, shape, [1]), TILE)
-
-
-def empty_state(head_dim) -> State:
-    """Of rows that have seen nothing yet."""
-    return State(
-        plgpu.layout_cast(jnp.zeros((TILE_ROWS, head_dim), jnp.float32), TILE),
-        plgpu.layout_cast(jnp.full((TILE_ROWS,), LEAST_PEAK, jnp.float32), ROW),
-        plgpu.layout_cast(jnp.zeros((TILE_ROWS,), jnp.float32), ROW),
-    )

@@ -11,18 +11,26 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from ..kernel_spec import TILE_ROWS, KernelSpec
 from ..mosaic.compat import store_rows
 from ..mosaic.instructions import raise_flag, store_by_row
-from ..online_softmax import LOG2E
+from ..mosaic.online_softmax import LOG2E
 from . import work
 from .hopper_producer import Partials
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """One warpgroup's way out; see `grouped_partial_attention` for the refs.
+    """The way out of one warpgroup's results.
 
     Attributes:
+        spec: static sizes.
+        worker: number of the worker.
+        half: number of the warpgroup.
+        share: share of the worker.
+        out_ref: [Q, K, G, D] global memory.
+        lse_ref: [Q, K, G] float32 global memory.
+        partials: room for partial results.
         staging: for each half [room, G, D] and [64, D] in one place of shared memory.
         lse_smem: [halves, 64] shared memory.
+        interpreted: whether the Mosaic GPU interpreter runs the kernel.
     """
 
     spec: KernelSpec
@@ -40,8 +48,8 @@ class Output:
         """Write a complete tile to its place and a partial one to its slot.
 
         Args:
-            piece: that is done.
-            first: first query of this half.
+            piece: piece that is done.
+            first: rank of the first query of this half.
             out: [64, D] registers, normalised.
             lse: [64] registers, in units of log 2.
         """
@@ -89,7 +97,7 @@ class Output:
 
 
 def store_out(spec: KernelSpec, ref, out, interpreted: bool) -> None:
-    """[64, n] registers to [room, G, n] shared memory."""
+    """Store [64, n] registers in [room, G, n] shared memory."""
     rows, columns = spec.room_queries * spec.group, out.shape[1]
     if interpreted:
         pad = jnp.zeros((rows - TILE_ROWS, columns), out.dtype)
@@ -99,7 +107,16 @@ def store_out(spec: KernelSpec, ref, out, interpreted: bool) -> None:
 
 
 def store_lse(spec: KernelSpec, ref, lse_ref, first, head, interpreted: bool) -> None:
-    """[64] shared memory, written before a barrier, to a half's part of [Q, K, G]."""
+    """Copy [64] shared memory, written before a barrier, to a half's part of [Q, K, G].
+
+    Args:
+        spec: static sizes.
+        ref: [64] float32 shared memory.
+        lse_ref: [Q, K, G] float32 global memory.
+        first: rank of the first query of the half; may be at or above `Q`.
+        head: KV head.
+        interpreted: whether the Mosaic GPU interpreter runs the kernel.
+    """
     if not interpreted:
         store_by_row(ref, lse_ref, first, head, spec.half_queries * spec.group)
         return

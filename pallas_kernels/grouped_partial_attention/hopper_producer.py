@@ -21,10 +21,11 @@ class Partials:
     """Partial results of other workers.
 
     Attributes:
-        out: [slots * halves * rows + 64, D].
-        lse: [slots * halves, 64].
-        flags: [W, halves], what is there; None in the interpreter, which runs the
-            later workers first.
+        out: [slots * halves * rows + 64, D], normalised outputs.
+        lse: [slots * halves, 64] float32, log-sum-exps in units of log 2.
+        flags: [W, halves] int32, 1 where a result for an earlier worker is there; None
+            in the interpreter, which runs the later workers first. Nothing but the
+            order of calls protects it: see `grouped_partial_attention`.
         lse_smem: [2, stages, 64] shared memory, beside the rings that take `out`.
     """
 
@@ -36,7 +37,15 @@ class Partials:
 
 @dataclasses.dataclass(frozen=True)
 class Producer:
-    """Copies of one worker; see `grouped_partial_attention` for the refs."""
+    """The copies of one worker, each kind made by one warp.
+
+    Attributes:
+        spec: static sizes.
+        worker: number of the worker.
+        worker_ref: [W, 16 + units of a block] int32, shares of the workers.
+        tile_ref: [T, 8] int32, units of the tiles by class.
+        unit_ref: [T * M * P // U] int32, units of the tiles.
+    """
 
     spec: KernelSpec
     worker: Any
@@ -45,7 +54,7 @@ class Producer:
     unit_ref: Any
 
     def queries(self, q_ref, q_smem, full, free) -> None:
-        """Brings the queries of each piece, one piece ahead."""
+        """Bring the queries of each piece, one piece ahead."""
         spec = self.spec
 
         def piece(piece: work.Piece, count):
@@ -69,10 +78,17 @@ class Producer:
             plgpu.barrier_wait(free)
 
     def pages(self, pages_ref, ring: Ring, partials: Partials, turn: int) -> None:
-        """Brings the keys or the values of each block, then partial results.
+        """Bring the keys or the values of each block, then partial results.
 
         These are what later workers computed of the last tile, one half after the
-        other; `turn` says which of two warps brings the first.
+        other. The two warps take turns: of two halves each brings one of every worker,
+        of one half each brings that of every second worker.
+
+        Args:
+            pages_ref: [M, K, P // U, U, D] keys or values.
+            ring: where they go.
+            partials: partial results of all workers.
+            turn: 0 for the warp that brings the first partial result, 1 for the other.
         """
         count = self._pages(pages_ref, ring)
         if self.spec.fused:
@@ -159,10 +175,13 @@ class Producer:
         return lax.fori_loop(0, turns, fetch, count)
 
     def masks(self, mask_ref, ring: Ring) -> None:
-        """Brings who sees what of the blocks under a mask.
+        """Bring who sees what of the blocks under a mask.
 
-        A block's missing units are repeated ones, so that values are always real, with
-        the mask that nobody sees.
+        The units that a block lacks are copies of its last one under the mask that
+        nobody sees. With 4 units a block, of which units 7 and 9 are left:
+
+            unit   7   9   9        9
+            mask   7   9   nobody   nobody
         """
         spec = self.spec
         nobody = mask_ref.shape[0] - 1
@@ -204,7 +223,7 @@ class Producer:
         return work.first_piece(share, tile)
 
     def _units(self, at, end, in_row):
-        """Units of a block; those of the share's first one are in the worker's row.
+        """Return the units of a block; the worker's row has those of the first block.
 
         Reading the list of units would cost the first copies a round trip to memory.
         """
@@ -217,15 +236,16 @@ class Producer:
 
 
 def _row_chunks(spec: KernelSpec) -> list[tuple[int, int, int]]:
-    """The copies of a partial result's rows: first row there, here, and how many.
+    """Return the copies of a partial result's rows: first row there, here, how many.
 
-    They share the rows in groups of 8. Those for which none is left repeat the last
-    rows, to where nobody looks.
+    The rows are divided among them in strips of 8. Copies for which none is left repeat
+    the last strip, to where nobody looks: 16 rows in 3 copies are (0, 0, 8), (8, 8, 8)
+    and (8, 16, 8).
     """
-    copies, groups = spec.copies_per_block - 1, spec.partial_rows // 8
+    copies, strips = spec.copies_per_block - 1, spec.partial_rows // 8
     chunks, row = [], 0
     for i in range(copies):
-        size = 8 * max(groups // copies + (i < groups % copies), 1)
+        size = 8 * max(strips // copies + (i < strips % copies), 1)
         chunks.append((min(row, spec.partial_rows - 8), row, size))
         row += size
     return chunks

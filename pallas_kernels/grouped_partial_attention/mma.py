@@ -21,7 +21,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ..kernel_spec import KernelSpec
 from ..mosaic.compat import COMPILER_PARAMS, store_rows, tile_transforms
-from ..mosaic.mma_tile import MmaTile, tile_rows
+from ..mosaic.online_softmax import LOG2E, normalise
+from ..mosaic.tile import MmaTile, tile_rows
 from . import work
 from .mma_compute import Compute
 from .mma_fetch import Fetch
@@ -30,7 +31,11 @@ I32 = jnp.int32
 
 
 def pack_rows(spec: KernelSpec, x: jax.Array) -> jax.Array:
-    """[Q, K, G, D] to [K, T, rows, D]: query `r // G`, head `r % G` in row `r`."""
+    """Arrange [Q, K, G, D] as [K, T, rows, D].
+
+    Row `r` of a tile is head `r % G` of the tile's query `r // G`; rows of no query are
+    zeros.
+    """
     tiles, half = spec.num_tiles, spec.half_queries
     used, rows = half * spec.group, tile_rows(spec)
     x = jnp.pad(x, ((0, tiles * half - spec.num_queries), (0, 0), (0, 0), (0, 0)))
@@ -39,7 +44,7 @@ def pack_rows(spec: KernelSpec, x: jax.Array) -> jax.Array:
 
 
 def unpack_rows(spec: KernelSpec, x: jax.Array) -> jax.Array:
-    """[K, T, rows, ...] to [Q, K, G, ...], the inverse of `pack_rows`."""
+    """Arrange [K, T, rows, ...] as [Q, K, G, ...], the inverse of `pack_rows`."""
     used, rest = spec.half_queries * spec.group, x.shape[3:]
     x = x[:, :, :used].reshape(spec.num_kv_heads, -1, spec.group, *rest)
     return jnp.swapaxes(x[:, : spec.num_queries], 0, 1)
@@ -61,7 +66,9 @@ def grouped_partial_attention(
     bulk: bool = True,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Attention of every piece of the schedule (DeFT, arXiv 2404.00242, section 3.2).
+    """Attend with every piece of the schedule (DeFT, arXiv 2404.00242, section 3.2).
+
+    What slots hold that no query of the step sees plays no role, be it NaN.
 
     Args:
         spec: static sizes, with `halves=1`; a tile has `tile_rows(spec)` rows.
@@ -74,10 +81,11 @@ def grouped_partial_attention(
         row_position: [T, rows] int32, position of each row's query; read if there is a
             window.
         live: [1] int32, live queries; rows past them are zeros.
-        unit: [T * M * P // U] int32, as in a `Schedule` of undivided tiles.
-        tile: [T, 8] int32.
-        worker: [W, 16 + units of a block] int32.
-        pieces: [K * T, 2] int32.
+        unit: [T * M * P // U] int32, units that the tiles see; `Schedule` in
+            `deft_jax.attention.schedule` describes this array and the next ones.
+        tile: [T, 8] int32, where each tile's units are, by class.
+        worker: [W, 16 + units of a block] int32, the shares of the workers.
+        pieces: [K * T, 2] int32, first worker and number of pieces of each tile.
         bulk: copy with the engine for bulk copies: needs compute capability 9.0, which
             has no other way; must be False before.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
@@ -93,7 +101,7 @@ def grouped_partial_attention(
     rows = tile_rows(spec)
     tiles, slots = (spec.num_kv_heads, spec.num_tiles, rows), (spec.num_slots, rows)
     kernel = plgpu.kernel(
-        functools.partial(_kernel, spec),
+        functools.partial(_kernel, spec, _page_transforms(spec, q.dtype, bulk)),
         out_type=[
             jax.ShapeDtypeStruct((*tiles, spec.head_dim), q.dtype),
             jax.ShapeDtypeStruct(tiles, jnp.float32),
@@ -112,32 +120,39 @@ def grouped_partial_attention(
     )
 
 
-def _scratch(spec: KernelSpec, rows: int, dtype, bulk: bool) -> list[Any]:
+def _scratch(spec: KernelSpec, rows: int, dtype, bulk: bool) -> dict[str, Any]:
+    """Return what a block of threads has in shared memory, by the kernel's names."""
     config = spec.config
     block = config.stages, config.block_tokens, spec.head_dim
-    # The four warps of a `cp.async` copy take different tiles of a unit's 8-row strips.
-    parts = 1 if bulk or config.unit_tokens % 32 == 0 else 2
-    tiled = tile_transforms(spec.head_dim, dtype.itemsize, parts=parts)
+    tiled = _page_transforms(spec, dtype, bulk)
     fields = 1 if spec.window is None else 2
-    scratch: list[Any] = [
-        plgpu.SMEM(block, dtype, transforms=tiled),
-        plgpu.SMEM(block, dtype, transforms=tiled),
-        plgpu.SMEM((fields, config.block_tokens), jnp.int32),
-        plgpu.SMEM(
-            (rows, config.block_tokens),
-            dtype,
-            transforms=tile_transforms(config.block_tokens, dtype.itemsize),
+    weights = tile_transforms(config.block_tokens, dtype.itemsize)
+    scratch: dict[str, Any] = {
+        "k_smem": plgpu.SMEM(block, dtype, transforms=tiled),
+        "v_smem": plgpu.SMEM(block, dtype, transforms=tiled),
+        "mask_smem": plgpu.SMEM((fields, config.block_tokens), jnp.int32),
+        "weight_smem": plgpu.SMEM(
+            (rows, config.block_tokens), dtype, transforms=weights
         ),
-    ]
+    }
     if bulk:
         arrivals = 2 * spec.units_per_block
-        barrier = plgpu.Barrier(num_barriers=config.stages, num_arrivals=arrivals)
-        scratch.append(barrier)
+        scratch["full"] = plgpu.Barrier(
+            num_barriers=config.stages, num_arrivals=arrivals
+        )
     return scratch
+
+
+def _page_transforms(spec: KernelSpec, dtype, bulk: bool) -> tuple:
+    """Return the layout of keys and of values in shared memory."""
+    # The four warps of a `cp.async` copy take different tiles of a unit's 8-row strips.
+    parts = 1 if bulk or spec.config.unit_tokens % 32 == 0 else 2
+    return tile_transforms(spec.head_dim, dtype.itemsize, parts=parts)
 
 
 def _kernel(
     spec,
+    page_transforms,
     q_ref,
     k_ref,
     v_ref,
@@ -152,6 +167,7 @@ def _kernel(
     lse_ref,
     partial_out_ref,
     partial_lse_ref,
+    *,
     k_smem,
     v_smem,
     mask_smem,
@@ -162,7 +178,9 @@ def _kernel(
     layouts = MmaTile(tile_rows(spec), spec.dtype)
     schedule = worker_ref, tile_ref, unit_ref
     fetch = Fetch(spec, worker, *schedule, (k_ref, v_ref), (k_smem, v_smem), full)
-    compute = Compute(spec, layouts, fetch, mask_ref, mask_smem, weight_smem)
+    compute = Compute(
+        spec, layouts, fetch, mask_ref, mask_smem, weight_smem, page_transforms
+    )
     live = live_ref[0]
 
     def piece(piece: work.Piece, carry):
@@ -176,8 +194,8 @@ def _kernel(
             )
         state, *carry = compute.attend(piece, queries, positions, *carry)
         rows_left = (live - piece.index * spec.half_queries) * spec.group
-        out, lse = compute.normalise(state, rows_left)
-        send(piece, out.astype(q_ref.dtype), lse)
+        out, lse = normalise(layouts, state, rows_left)
+        send(piece, out.astype(q_ref.dtype), lse / LOG2E)
         return tuple(carry)
 
     def send(piece: work.Piece, out, lse):

@@ -11,8 +11,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ..kernel_spec import KernelSpec
 from ..mosaic.compat import store_rows
-from ..mosaic.mma_tile import MmaTile
-from ..online_softmax import HIDDEN, LEAST_PEAK, LOG2E, State
+from ..mosaic.online_softmax import HIDDEN, LOG2E, State, empty_state, sees
+from ..mosaic.tile import MmaTile
+from ..mosaic.unseen import find_unseen, zero_unseen
 from . import work
 from .mma_fetch import Cursor, Fetch
 
@@ -29,11 +30,12 @@ class Compute:
 
     Attributes:
         spec: static sizes.
-        tile: layouts.
-        fetch: brings the blocks.
+        tile: tile of the rows.
+        fetch: what brings the blocks.
         mask_ref: [M * P // U + 1, fields, U] int32.
         mask_smem: [fields in use, block] int32 shared memory.
         weight_smem: [rows, block] shared memory, where warps exchange weights.
+        value_transforms: layout of the values in shared memory.
     """
 
     spec: KernelSpec
@@ -42,14 +44,16 @@ class Compute:
     mask_ref: Any
     mask_smem: Any
     weight_smem: Any
+    value_transforms: tuple
 
     def attend(self, piece: work.Piece, queries, positions, cursor: Cursor, count):
-        """Online softmax over the blocks of a piece.
+        """Walk the blocks of a piece under an online softmax.
 
         Args:
-            piece: of this worker.
+            piece: piece of this worker's share.
             queries: [rows, D] registers.
-            positions: [rows] int32 registers, of the queries; None without window.
+            positions: [rows] int32 registers, positions of the rows' queries; None
+                without a window.
             cursor: next block to copy.
             count: blocks consumed so far.
 
@@ -61,42 +65,24 @@ class Compute:
             def body(block, carry):
                 cursor, count, state = carry
                 cursor = self.fetch.next(cursor)
-                ranges = [] if seen_whole else self._load_masks(piece.tile, block)
+                masks = [] if seen_whole else self._load_masks(piece.tile, block)
                 slot = self.fetch.wait(count, cursor.count)
-                sees = ranges and functools.partial(
-                    self._sees, piece.index, ranges, positions
+                look = masks and functools.partial(
+                    self._look, piece.index, masks, positions
                 )
-                state = self._block(queries, slot, sees, state)
+                state = self._block(queries, slot, look, state)
                 self.fetch.release()
                 return cursor, count + 1, state
 
             return body
 
-        carry = cursor, count, self._empty()
+        carry = cursor, count, empty_state(self.tile, self.spec.head_dim)
         carry = lax.fori_loop(piece.begin, piece.split, step(True), carry)
         carry = lax.fori_loop(piece.split, piece.last, step(False), carry)
         cursor, count, state = carry
         return state, cursor, count
 
-    def normalise(self, state: State, rows_left):
-        """Output [rows, D] float32 and natural log-sum-exp [rows]."""
-        tile = self.tile
-        row = plgpu.broadcasted_iota(I32, (tile.rows,), 0, layout=tile.row)
-        blind = (state.total == 0.0) | (row >= rows_left)
-        total = jnp.where(blind, 1.0, state.total)
-        share = jnp.where(blind, 0.0, 1.0 / total)
-        lse = jnp.where(blind, -jnp.inf, (state.peak + jnp.log2(total)) / LOG2E)
-        return tile.finite_share(state.out, share), lse
-
-    def _empty(self) -> State:
-        tile = self.tile
-        return State(
-            tile.full(self.spec.head_dim, 0.0),
-            tile.full_row(LEAST_PEAK),
-            tile.full_row(0.0),
-        )
-
-    def _block(self, queries, slot, sees, state: State) -> State:
+    def _block(self, queries, slot, look, state: State) -> State:
         spec, tile = self.spec, self.tile
         size = spec.config.block_tokens
         keys, values = (ring.at[slot] for ring in self.fetch.rings)
@@ -107,12 +93,17 @@ class Compute:
             logits = jnp.tanh(logits * (spec.scale / spec.soft_cap))
             factor = spec.soft_cap * LOG2E
         logits = logits * factor
-        if sees:
-            logits = jnp.where(sees(), logits, HIDDEN)
+        unseen = None
+        if look:
+            seen, unseen = look()
+            logits = jnp.where(seen, logits, HIDDEN)
         peak = jnp.maximum(state.peak, logits.max(axis=1))
         fade = jnp.exp2(state.peak - peak)
         weights = jnp.exp2(logits - tile.across_rows(peak, size))
         total = state.total * fade + weights.sum(axis=1)
+        if unseen is not None:
+            # The barriers of the next store let all warps see the zeros.
+            zero_unseen(values, unseen, self.value_transforms, commit=False)
         self.weight_smem[...] = weights.astype(jnp.dtype(spec.dtype))
         out = state.out * tile.across_rows(fade, spec.head_dim)
         weights = plgpu.load(self.weight_smem, layout=tile.left)
@@ -120,7 +111,7 @@ class Compute:
         return State(out, peak, total)
 
     def _load_masks(self, tile: work.Tile, block):
-        """Per unit [fields, U] registers; early, for the wait is long."""
+        """Return [fields, U] registers per unit; called early, for the wait is long."""
         nobody = self.mask_ref.shape[0] - 1
         fields = self.mask_smem.shape[0]
         masks = []
@@ -130,8 +121,14 @@ class Compute:
             masks.append(plgpu.load(row, layout=UNIT, optimized=False))
         return masks
 
-    def _sees(self, index, masks, positions):
-        """[rows, block] bool, true where the row sees the token."""
+    def _look(self, index, masks, positions):
+        """Return [rows, block] bool, true where the row sees the token, and the unseen.
+
+        Args:
+            index: tile.
+            masks: what `_load_masks` returned.
+            positions: [rows] int32 registers; None without a window.
+        """
         spec, tile = self.spec, self.tile
         size = spec.config.unit_tokens
         for i, mask in enumerate(masks):
@@ -141,14 +138,10 @@ class Compute:
             ref = self.mask_smem.at[index]
             return plgpu.load(ref, layout=tile.column, optimized=False)
 
-        first_row = index * (spec.half_queries * spec.group)
-        ranks = field(0)
-        first = (ranks & 0xFFFF) * spec.group - first_row
-        end = lax.shift_right_logical(ranks, 16) * spec.group - first_row
-        shape = tile.rows, spec.config.block_tokens
-        row = plgpu.broadcasted_iota(I32, shape, 0, layout=tile.layout)
-        sees = (tile.across_columns(first) <= row) & (row < tile.across_columns(end))
+        ranks, back = field(0), None
         if spec.window is not None:
-            back = tile.across_rows(positions, shape[1]) - tile.across_columns(field(1))
-            sees &= back < spec.window
-        return sees
+            back = tile.across_rows(positions, ranks.shape[0])
+            back -= tile.across_columns(field(1))
+        first_row = index * (spec.half_queries * spec.group)
+        unseen = find_unseen(self.mask_smem.at[0], self.value_transforms, commit=False)
+        return sees(tile, spec, ranks, first_row, back), unseen

@@ -18,10 +18,10 @@ class Cursor(NamedTuple):
     """The next block to copy, while `left` is above 0.
 
     Attributes:
-        head: KV head, times chunks.
-        index: tile.
-        tile: its fields.
-        position: block of the tile.
+        head: KV head, times chunks of its query heads.
+        index: number of the tile.
+        tile: fields of the tile.
+        position: position of the block in the tile.
         left: positions of the share that are not copied yet.
         count: blocks copied so far.
     """
@@ -40,10 +40,10 @@ class Fetch:
 
     Attributes:
         spec: static sizes.
-        worker: of this block of threads.
-        worker_ref: as in `Schedule`, like the next two.
-        tile_ref: see above.
-        unit_ref: see above.
+        worker: number of this block of threads.
+        worker_ref: [W, 16 + units of a block] int32, shares of the workers.
+        tile_ref: [T, 8] int32, units of the tiles by class.
+        unit_ref: [T * M * P // U] int32, units of the tiles.
         pages: two of [M, K, P // U, U, D], keys and values.
         rings: two of [stages, block, D] shared memory.
         full: barriers of the stages for bulk copies; None before Hopper, which has
@@ -69,7 +69,7 @@ class Fetch:
         return cursor
 
     def next(self, cursor: Cursor) -> Cursor:
-        """Copy the next block of the share, if there is one, and steps on."""
+        """Copy the next block of the share, if there is one, and step on."""
         busy = cursor.left > 0
         pl.when(busy)(lambda: self._copy(cursor))
         step = jnp.where(busy, I32(1), I32(0))
@@ -82,7 +82,7 @@ class Fetch:
         )
 
     def wait(self, count, copied):
-        """Wait for block `count`, with `copied` blocks on their way; its stage."""
+        """Return the stage of block `count` once it is there; `copied` have begun."""
         stages = self.spec.config.stages
         slot = lax.rem(count, I32(stages))
         if self.full is not None:
@@ -102,15 +102,15 @@ class Fetch:
         return slot
 
     def release(self) -> None:
-        """Orders the reads of a stage before the bulk copies that overwrite it."""
+        """Order the reads of a stage before the bulk copies that overwrite it."""
         if self.full is not None:
             plgpu.commit_smem()
 
     def units(self, tile: work.Tile, block) -> list[tuple]:
-        """Units of a block, each with true if the tile's list holds it.
+        """Return the units of a block, each with true if the tile's list holds it.
 
         The blocks of both classes are one line of units. Past its end the last one
-        repeats, so that what the mask hides there are the numbers of real tokens.
+        repeats: of the units 3 7 9, the second block of 2 is 9 (true) and 9 (false).
         """
         per_block = self.spec.units_per_block
         begin = tile.masked + (block - tile.whole) * per_block
@@ -143,7 +143,7 @@ class Fetch:
             plgpu.copy_gmem_to_smem(source, target, oob_mode=in_bounds)
 
     def _settle(self, cursor: Cursor) -> Cursor:
-        """Pass over ended tiles and over those that see nothing."""
+        """Return the cursor past tiles that ended and those that see nothing."""
 
         def between(cursor: Cursor):
             return (cursor.left > 0) & (cursor.position >= cursor.tile.blocks)

@@ -13,11 +13,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 class Ring:
     """Buffers with a barrier for "full" and one for "free" per stage.
 
+    With 2 stages, blocks 0 1 2 3 go to the stages 0 1 0 1: block 2 waits until every
+    computing warpgroup has released stage 0.
+
     Attributes:
-        buffer: [S, ...] shared memory.
-        full: S barriers that copies arrive at.
-        free: S barriers that every computing warpgroup arrives at.
-        stages: `S`.
+        buffer: [stages, ...] shared memory.
+        full: a barrier per stage that copies arrive at.
+        free: a barrier per stage that every computing warpgroup arrives at.
+        stages: number of buffers.
     """
 
     buffer: Any
@@ -26,11 +29,11 @@ class Ring:
     stages: int
 
     def slot(self, count):
-        """Stage of the `count`-th block."""
+        """Return the stage of block number `count`."""
         return lax.rem(count, jnp.int32(self.stages))
 
     def wait_free(self, count):
-        """Wait until the stage of the `count`-th block is free; return it."""
+        """Wait until the stage of block number `count` is free; return it."""
         slot = self.slot(count)
 
         @pl.when(count >= self.stages)
@@ -52,7 +55,7 @@ class Ring:
         plgpu.barrier_wait(self.full.at[slot])
 
     def release(self, slot) -> None:
-        """Lets the stage be overwritten."""
+        """Let the stage be overwritten."""
         plgpu.barrier_arrive(self.free.at[slot])
 
     def skip(self, slot) -> None:

@@ -1,1 +1,1 @@
-"""What the kernels share of Mosaic GPU."""
+"""What the kernels have in common: tiles in registers, instructions, vectors."""

@@ -22,10 +22,15 @@ def store_rows(ref, value) -> None:
 
 
 def tile_transforms(head_dim: int, itemsize: int, *, parts: int = 1) -> tuple:
-    """Layout in shared memory of rows of `head_dim` elements that matrix units read.
+    """Return the layout in shared memory of rows that matrix units read.
+
+    Args:
+        head_dim: elements of a row.
+        itemsize: bytes of an element.
+        parts: number that the tiles of a row must be a multiple of.
 
     Raises:
-        NotImplementedError: rows cannot be cut into a multiple of `parts` tiles.
+        NotImplementedError: rows cannot be divided into a multiple of `parts` tiles.
     """
     size = head_dim * itemsize
     swizzle = next((s for s in (128, 64, 32) if size % (s * parts) == 0), None)

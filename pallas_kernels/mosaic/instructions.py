@@ -43,18 +43,19 @@ def raise_flag(flag) -> None:
 
 
 def await_flags(flags, worker, begin, step: int, stop, halves) -> None:
-    """Wait in one warp for flags and lowers them; later copies see what they mean.
+    """Wait in one warp for flags and lower them; later copies see what they mean.
 
     The lanes wait side by side, as a wait takes a round trip to the L2 cache.
 
     Args:
-        flags: [W, H] int32 ref in global memory. Flag `i` is that of half `i % halves`
-            of worker `worker + i // halves`.
-        worker: of the first flag.
-        begin: of the flags `begin, begin + step, ..`, 32 at most.
-        step: from flag to flag.
+        flags: [W, halves] int32 ref in global memory. Flag `i` is that of half
+            `i % halves` of worker `worker + i // halves`.
+        worker: worker of flag 0.
+        begin: first flag to wait for; the flags are `begin, begin + step, ..`, at most
+            32 of them.
+        step: distance from flag to flag.
         stop: one past the last flag.
-        halves: 1 or `H`.
+        halves: halves of a worker that raise flags, 1 or all.
     """
     scalar = plgpu.Layout.WG_SPLAT
 
@@ -115,10 +116,10 @@ def store_by_row(values, out, first, head, rows: int) -> None:
 
 
 def i32(value: int):
-    """A constant of the kernel."""
+    """Return a constant of the kernel."""
     return utils.c(value, ir.IntegerType.get_signless(32))
 
 
 def index_of(value):
-    """An integer as an index of a ref."""
+    """Return an integer as an index of a ref."""
     return arith.index_cast(ir.IndexType.get(), value)

@@ -2,26 +2,32 @@
 
 XLA needs one kernel for each of the three, and a decode step has one of each per layer:
 with so few tokens, starting kernels is all that they cost.
+
+A block of threads has some KV heads of a token together with the query heads that read
+them, so that it alone can tell those queries of a key or value that is not finite.
+Where one KV head has so many query heads that several blocks divide them, each of these
+checks the key and value, and the first stores them.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ..mosaic.compat import COMPILER_PARAMS
-from ..mosaic.rows import VECTOR, WARPS
-from .mosaic_heads import PAIRS, copy_heads, rotate_heads
+from ..mosaic.instructions import WARPGROUP_THREADS
+from ..mosaic.vectors import VECTOR, WARPS
+from .mosaic_heads import PAIRS, append_heads
 
 I32 = jnp.int32
+MOST_KV_HEADS = 32
+"""KV heads of a block: each has a bit of an int32."""
 
 
 def takes(inputs: jax.Array, heads: jax.Array, k_pages: jax.Array) -> bool:
-    """Whether the kernel is made for arrays of these shapes and dtypes."""
+    """Return whether the kernel is made for arrays of these shapes and dtypes."""
     fits = inputs.shape[1] % VECTOR == 0 and heads.shape[2] % (2 * PAIRS) == 0
     dtypes = {x.dtype for x in (inputs, heads, k_pages)}
     return fits and dtypes == {jnp.dtype(jnp.bfloat16)}
@@ -39,19 +45,19 @@ def rotary_append(
     *,
     eps: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Equivalent to `rotary_append_reference`; the pages are written in place.
+    """Do what `rotary_append_reference` does, and write the pages in place.
 
     Args:
         inputs: [Q, E] bfloat16, what the heads were projected from; they are divided
             by the root mean square of its rows.
         heads: [Q, H + 2 K, D] bfloat16, query, key and value heads of each query token,
             before scaling and rotation.
-        cos: [Q, D / 2] float32, of the tokens' rotary angles.
-        sin: [Q, D / 2] float32.
+        cos: [Q, D / 2] float32, cosines of the tokens' rotary angles.
+        sin: [Q, D / 2] float32, sines of them.
         page: [Q] int32, page of each token, M or more for those that are not stored.
         slot: [Q] int32, slot within the page.
-        k_pages: [M, K, P, D], of the dtype of `heads`; donated for writing in place.
-        v_pages: [M, K, P, D].
+        k_pages: [M, K, P, D] bfloat16, keys; donated for writing in place.
+        v_pages: [M, K, P, D] bfloat16, values; likewise donated.
         eps: added to the mean square.
 
     Returns:
@@ -60,15 +66,19 @@ def rotary_append(
     num_queries, num_heads, head_dim = heads.shape
     num_kv_heads = k_pages.shape[1]
     num_q_heads = num_heads - 2 * num_kv_heads
-    block = math.gcd(num_q_heads, num_kv_heads)
+    group = num_q_heads // num_kv_heads
+    counts = divide_heads(num_kv_heads, group, head_dim)
     kernel = plgpu.kernel(
-        functools.partial(_kernel, block, eps),
+        functools.partial(_kernel, counts, eps),
         out_type=jax.ShapeDtypeStruct(
             (num_queries, num_q_heads, head_dim), heads.dtype
         ),
-        grid=(num_queries, num_heads // block),
-        grid_names=("query", "block"),
-        scratch_types=[plgpu.SMEM((WARPS,), jnp.float32)],
+        grid=(num_queries, num_kv_heads // counts[0], group // counts[1]),
+        grid_names=("query", "kv", "part"),
+        scratch_types=[
+            plgpu.SMEM((WARPS,), jnp.float32),
+            plgpu.SMEM((WARPS,), jnp.int32),
+        ],
         kernel_name="rotary_append",
         compiler_params=COMPILER_PARAMS,
     )
@@ -77,8 +87,31 @@ def rotary_append(
     return q, k_ref[...], v_ref[...]
 
 
+def divide_heads(num_kv_heads: int, group: int, head_dim: int) -> tuple[int, int]:
+    """Return the KV heads of a block of threads, and the query heads for each of them.
+
+    The most that leave every thread at most one part of a query head:
+
+        K   G   D     parts of a head    KV heads, query heads of each
+        8   4   128   16                 2, 4: 128 parts
+        3   3   64    8                  3, 3: 72 parts
+        1   8   256   32                 1, 4: 128 parts, two blocks
+    """
+    parts = head_dim // (2 * PAIRS)
+
+    def fits(kv_heads: int, q_heads: int) -> bool:
+        few = kv_heads * q_heads * parts <= WARPGROUP_THREADS
+        return few and kv_heads <= MOST_KV_HEADS
+
+    if fits(1, group):
+        divisors = (n for n in range(num_kv_heads, 0, -1) if num_kv_heads % n == 0)
+        return next(n for n in divisors if fits(n, group)), group
+    divisors = (n for n in range(group, 0, -1) if group % n == 0)
+    return 1, next((n for n in divisors if fits(1, n)), 1)
+
+
 def _kernel(
-    block,
+    counts,
     eps,
     inputs_ref,
     heads_ref,
@@ -90,27 +123,22 @@ def _kernel(
     v_ref,
     q_ref,
     scratch,
+    bits_scratch,
 ):
-    query, first = lax.axis_index("query"), lax.axis_index("block") * block
-    num_pages, num_kv_heads, _, _ = k_ref.shape
-    num_q_heads = q_ref.shape[1]
+    query, part = lax.axis_index("query"), lax.axis_index("part")
+    first_kv = lax.axis_index("kv") * counts[0]
+    group = q_ref.shape[1] // k_ref.shape[1]
     page, slot = page_ref[query], slot_ref[query]
-    stored = page < num_pages
-    first_k, first_v = I32(num_q_heads), I32(num_q_heads + num_kv_heads)
-    is_q, is_v = first < first_k, first >= first_v
-    source = inputs_ref.at[query], scratch, heads_ref.at[query], first
-    of = {"count": block, "eps": eps}
-    angles = cos_ref.at[query], sin_ref.at[query]
-
-    @pl.when(is_q)
-    def _():
-        rotate_heads(*source, *angles, q_ref.at[query], first, **of)
-
-    @pl.when(stored & jnp.logical_not(is_q | is_v))
-    def _():
-        target = k_ref.at[page, :, slot]
-        rotate_heads(*source, *angles, target, first - first_k, **of)
-
-    @pl.when(stored & is_v)
-    def _():
-        copy_heads(*source, v_ref.at[page, :, slot], first - first_v, **of)
+    stored = jnp.where((page < k_ref.shape[0]) & (part == 0), I32(1), I32(0))
+    append_heads(
+        inputs_ref.at[query],
+        (scratch, bits_scratch),
+        heads_ref.at[query],
+        (cos_ref.at[query], sin_ref.at[query]),
+        (q_ref.at[query], k_ref.at[page, :, slot], v_ref.at[page, :, slot]),
+        first_kv * group + part * counts[1],
+        first_kv,
+        stored,
+        counts=counts,
+        eps=eps,
+    )

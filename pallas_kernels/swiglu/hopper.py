@@ -16,7 +16,7 @@ from jaxlib.mlir.dialects import arith, vector
 
 from ..mosaic.compat import COMPILER_PARAMS
 from ..mosaic.instructions import i32
-from ..mosaic.rows import (
+from ..mosaic.vectors import (
     VECTOR,
     WARPS,
     call,
@@ -38,13 +38,13 @@ SCALAR = plgpu.Layout.WG_SPLAT
 
 
 def takes(inputs: jax.Array, hidden: jax.Array) -> bool:
-    """Whether the kernel is made for arrays of these shapes and dtypes."""
+    """Return whether the kernel is made for arrays of these shapes and dtypes."""
     fits = inputs.shape[1] % VECTOR == 0 and hidden.shape[1] % (2 * VECTOR) == 0
     return fits and {inputs.dtype, hidden.dtype} == {jnp.dtype(jnp.bfloat16)}
 
 
 def swiglu(inputs: jax.Array, hidden: jax.Array, *, eps: float) -> jax.Array:
-    """Equivalent to `swiglu_reference`.
+    """Do what `swiglu_reference` does.
 
     Args:
         inputs: [Q, E] bfloat16, what `hidden` was projected from; it is divided by the
@@ -94,13 +94,13 @@ def _kernel(eps, inputs_ref, hidden_ref, out_ref, scratch):
 
 
 def _silu_times(gate, up):
-    """silu(gate) * up of vectors of float32."""
+    """Return silu(gate) * up of vectors of float32."""
     product = arith.mulf(gate, up)
     for number in range(VECTOR):
         at = ir.DenseI64ArrayAttr.get([number])
         value = vector.extract(gate, [], at)
         power = call("ex2.approx.ftz.f32", arith.mulf(value, float32(-LOG2_E)))
-        share = call("rcp.approx.ftz.f32", arith.addf(power, float32(1.0)))
-        scaled = arith.mulf(vector.extract(product, [], at), share)
+        gated = call("rcp.approx.ftz.f32", arith.addf(power, float32(1.0)))
+        scaled = arith.mulf(vector.extract(product, [], at), gated)
         product = vector.insert(scaled, product, [], at)
     return product

@@ -1,6 +1,6 @@
 """Merge of partial attention results on Hopper, in float32 and a fixed order.
 
-For tiles that are cut into many pieces; `grouped_partial_attention` itself merges few.
+It serves tiles in many pieces; `grouped_partial_attention` itself merges few.
 A block of threads merges some columns of a tile, and reads many partial results at a
 time, since a read takes longer than all else.
 """
@@ -15,22 +15,21 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ..grouped_partial_attention.hopper_consumer import (
-    ROW,
-    TILE,
-    across_rows,
-    empty_state,
-    finite_share,
-    normalise,
-)
+from ..grouped_partial_attention.hopper_consumer import TILE
 from ..grouped_partial_attention.hopper_output import store_lse, store_out
 from ..kernel_spec import TILE_ROWS, KernelSpec
 from ..mosaic.compat import COMPILER_PARAMS
-from ..online_softmax import LOG2E, State
+from ..mosaic.online_softmax import (
+    LOG2E,
+    State,
+    empty_state,
+    normalise,
+    scale_rows,
+)
 
 I32 = jnp.int32
 COLUMNS = 16
-"""Of the output per block of threads: few, so that there are many blocks."""
+"""Columns of the output per block of threads: few, so that there are many blocks."""
 
 AT_ONCE = 9
 """Partial results in registers; two rounds for the 16 or 17 pieces of eight tiles."""
@@ -47,16 +46,16 @@ def tree_reduction(
     *,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Completes `grouped_partial_attention` (DeFT, arXiv 2404.00242, section 3.2).
+    """Complete `grouped_partial_attention` (DeFT, arXiv 2404.00242, section 3.2).
 
     Args:
-        spec: of the attention, not `fused`.
+        spec: static sizes of the attention, not `fused`.
         partial_out: [slots * halves * rows + 64, D], the partials, each normalised.
         partial_lse: [slots * halves, 64] float32, their log-sum-exp in units of log 2.
         pieces: [K * T, 2] int32, first worker and number of pieces of each tile.
         live: [1] int32, live queries.
         out: [Q, K, G, D], written where a tile has several pieces.
-        lse: [Q, K, G] float32, likewise.
+        lse: [Q, K, G] float32, written there too.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
 
     Returns:
@@ -113,8 +112,8 @@ def _kernel(
     @pl.when((count > 1) & (first < spec.num_queries))
     def _():
         steps = lax.div(parts + (AT_ONCE - 1), I32(AT_ONCE))
-        state = lax.fori_loop(0, steps, reader.add, tuple(empty_state(COLUMNS)))
-        out, lse = normalise(State(*state), (live - first) * spec.group)
+        state = lax.fori_loop(0, steps, reader.add, tuple(empty_state(TILE, COLUMNS)))
+        out, lse = normalise(TILE, State(*state), (live - first) * spec.group)
         store_out(spec, out_smem, out.astype(out_smem.dtype), interpreted)
         lse_smem[...] = lse / LOG2E
         plgpu.commit_smem()
@@ -149,22 +148,22 @@ class _Reader:
         for _, lse in read:
             peak = jnp.maximum(peak, lse)
         fade = jnp.exp2(state.peak - peak)
-        out, total = state.out * across_rows(fade, state.out.shape), state.total * fade
+        out, total = state.out * TILE.across_rows(fade, COLUMNS), state.total * fade
         for part, lse in read:
             weight = jnp.exp2(lse - peak)
-            out += finite_share(part.astype(jnp.float32), weight)
+            out += scale_rows(TILE, part.astype(jnp.float32), weight)
             total += weight
         return tuple(State(out, peak, total))
 
     def _read(self, i):
-        """The `i`-th one; after the last one nothing that weighs."""
+        """Return the `i`-th partial result; after the last one nothing that weighs."""
         spec = self.spec
         piece = jnp.minimum(i, self.parts - 1)
         # The first piece is the last of its worker, which may have another partial one.
         slot = self.worker + jnp.where(piece == 0, spec.num_workers, piece)
         slot = slot * spec.halves + self.half
         row = pl.multiple_of(slot * spec.partial_rows, 8)
-        lse = plgpu.load(self.lse_ref.at[slot], layout=ROW, optimized=False)
+        lse = plgpu.load(self.lse_ref.at[slot], layout=TILE.row, optimized=False)
         rows = self.out_ref.at[pl.ds(row, TILE_ROWS)]
-        out = plgpu.load(rows, layout=TILE, optimized=False)
+        out = plgpu.load(rows, layout=TILE.layout, optimized=False)
         return out, jnp.where(i < self.parts, lse, -jnp.inf)

@@ -10,8 +10,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ..kernel_spec import KernelSpec
 from ..mosaic.compat import COMPILER_PARAMS, store_rows
-from ..mosaic.mma_tile import MmaTile, tile_rows
-from ..online_softmax import LEAST_PEAK
+from ..mosaic.online_softmax import empty_state, scale_rows
+from ..mosaic.tile import MmaTile, tile_rows
 
 IN_FLIGHT_ROWS = 128
 """Rows of partials that are read at a time, to hide the memory's latency."""
@@ -27,15 +27,15 @@ def tree_reduction(
     *,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Completes `grouped_partial_attention` (DeFT, arXiv 2404.00242, section 3.2).
+    """Complete `grouped_partial_attention` (DeFT, arXiv 2404.00242, section 3.2).
 
     Args:
-        spec: of the attention.
+        spec: static sizes of the attention.
         partial_out: [slots, rows, D], the partials, each normalised.
         partial_lse: [slots, rows] float32, their natural log-sum-exp.
         pieces: [K * T, 2] int32, first worker and number of pieces of each tile.
         out: [K, T, rows, D], written where a tile has several pieces.
-        lse: [K, T, rows] float32, likewise.
+        lse: [K, T, rows] float32, written there too.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
 
     Returns:
@@ -81,12 +81,12 @@ def _kernel(
 
     @pl.when(count > 1)
     def _():
-        empty = tile.full(columns, 0.0), tile.full_row(LEAST_PEAK), tile.full_row(0.0)
+        empty = tuple(empty_state(tile, columns))
         steps = lax.div(count + (at_once - 1), jnp.int32(at_once))
         out, peak, total = lax.fori_loop(0, steps, add, empty)
         blind = total == 0.0
         total = jnp.where(blind, 1.0, total)
-        out = tile.finite_share(out, jnp.where(blind, 0.0, 1.0 / total))
+        out = scale_rows(tile, out, jnp.where(blind, 0.0, 1.0 / total))
         target = out_ref.at[head, index, :, pl.ds(column, columns)]
         store_rows(target, out.astype(jnp.dtype(spec.dtype)))
 
@@ -101,6 +101,6 @@ def _merge(tile: MmaTile, state, part_out, part_lse):
     out, peak, total = state
     highest = jnp.maximum(peak, part_lse)
     fade, weight = jnp.exp(peak - highest), jnp.exp(part_lse - highest)
-    part = tile.finite_share(part_out.astype(jnp.float32), weight)
+    part = scale_rows(tile, part_out.astype(jnp.float32), weight)
     out = out * tile.across_rows(fade, out.shape[1]) + part
     return out, highest, total * fade + weight

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 def tree_reduction_reference(
     out: jax.Array, lse: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Merge partial results over disjoint sets of tokens (DeFT section 3.2, stage 2).
+    """Merge partial results over S disjoint sets of tokens (DeFT section 3.2).
 
     Args:
         out: [S, ..., D], partial outputs, each normalised over its own tokens.
-        lse: [S, ...], their natural log-sum-exp; -inf where a partial saw nothing.
+        lse: [S, ...], their natural log-sum-exp; -inf where a partial saw nothing,
+            whose output plays no role, be it NaN.
 
     Returns:
         out [..., D] float32 and lse [...] float32 over all tokens; zeros and -inf where
@@ -21,4 +22,5 @@ def tree_reduction_reference(
     total = jax.nn.logsumexp(lse, axis=0)
     blind = jnp.isneginf(total)[None]
     weights = jnp.where(blind, 0.0, jax.nn.softmax(lse, axis=0))
-    return jnp.sum(weights[..., None] * out, axis=0), total
+    weights = weights[..., None]
+    return jnp.sum(jnp.where(weights == 0.0, 0.0, weights * out), axis=0), total

@@ -31,7 +31,7 @@ TODO = [
     *itertools.product(PORTABLE, PORTABLE_COMPILED),
 ]
 REGISTERS = 65536
-"""Of a multiprocessor."""
+"""Registers of a multiprocessor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Compiled:
     Attributes:
         ptx: its code for the virtual machine.
         spilled_bytes: bytes of stores and loads of registers that did not fit.
-        registers: per thread.
+        registers: registers of a thread.
         threads: threads of a block.
-        shared_bytes: shared memory of a block.
+        shared_bytes: bytes of shared memory of a block.
     """
 
     ptx: str
@@ -55,7 +55,7 @@ class Compiled:
 
 @pytest.fixture(scope="module")
 def compilations() -> Iterator[dict[tuple[str, str], Future[list[Compiled]]]]:
-    """Return the kernels of every case, a few being compiled at a time."""
+    """Compile the kernels of every case, a few at a time."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {names: pool.submit(compile_case, *names) for names in TODO}
         pool.shutdown(cancel_futures=True)

@@ -1,5 +1,7 @@
 """The Hopper kernels in the Mosaic GPU interpreter, with its race detector."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from tests.support.forest_plans import Limits, Plan
 from tests.support.forests import grow
 from tests.support.kernels import interpreter_shim
 from tests.support.kernels.interpreter_shim import RACE, races_raise
+from tests.support.kernels.poison import poisoned
 from tests.support.shapes import Heads
 
 ERROR = 5e-3
@@ -68,20 +71,23 @@ def _shim(monkeypatch: pytest.MonkeyPatch) -> None:
     interpreter_shim.install(monkeypatch)
 
 
-def interpret(case: Case, args: Inputs, num_workers: int):
+Pools = tuple[jax.Array, jax.Array]
+
+
+def interpret(case: Case, args: Inputs, pools: Pools, num_workers: int):
     """Return out and lse as numpy arrays; a race is an error."""
     logits = AttentionSpec(case.heads.head_dim**-0.5, case.window, case.soft_cap)
     with races_raise():
         results = tree_attention_mosaic(
             args.q,
-            *args.poisoned,
+            *pools,
             args.grouping,
             logits,
             config=TWO_STAGES,
             num_workers=num_workers,
             interpret=plgpu.InterpretGPUParams(detect_races=True),
         )
-        return [np.asarray(x.astype(jnp.float32)) for x in results]
+        return [np.array(x.astype(jnp.float32)) for x in results]
 
 
 def expected_results(case: Case, args: Inputs):
@@ -93,8 +99,9 @@ def expected_results(case: Case, args: Inputs):
 
 @pytest.mark.parametrize(("case", "plan", "workers"), CASES.values(), ids=CASES)
 def test_agrees_with_the_oracle_without_a_race(case: Case, plan: dict, workers: int):
+    """Slots that nobody sees hold NaN and infinity, for the kernel."""
     args = inputs(case, grow(Plan(case.limits, **plan)), seed=1)
-    out, lse = interpret(case, args, workers)
+    out, lse = interpret(case, args, poisoned(case, args), workers)
     expected_out, expected_lse = expected_results(case, args)
     blind = np.isneginf(expected_lse)
     np.testing.assert_array_equal(np.isneginf(lse), blind)
@@ -102,6 +109,20 @@ def test_agrees_with_the_oracle_without_a_race(case: Case, plan: dict, workers: 
     size = np.linalg.norm(expected_out)
     assert np.linalg.norm(out - expected_out) <= ERROR * size
     np.testing.assert_allclose(lse[~blind], expected_lse[~blind], atol=LSE_ERROR)
+
+
+@pytest.mark.parametrize("name", ["many_pieces", "window_and_soft_cap"])
+def test_unseen_slots_and_other_queries_change_no_bit(name: str):
+    """One query is not finite; its head ends as NaN, and nothing else changes."""
+    case, plan, workers = CASES[name]
+    args = inputs(case, grow(Plan(case.limits, **plan)), seed=1)
+    expected = interpret(case, args, args.clean, workers)
+    spoilt = dataclasses.replace(args, q=args.q.at[0, 0].set(jnp.nan))
+    actual = interpret(case, spoilt, poisoned(case, args), workers)
+    for result, was in zip(actual, expected, strict=True):
+        assert np.isnan(result[0, 0]).all() and np.isfinite(was[0, 0]).all()
+        was[0, 0] = np.nan
+        np.testing.assert_array_equal(result, was)
 
 
 def pass_over(ring: Ring, slot) -> None:
@@ -127,4 +148,4 @@ def test_the_race_detector_sees_a_fault(monkeypatch: pytest.MonkeyPatch, fault: 
     for method, replacement in fault.items():
         monkeypatch.setattr(Ring, method, replacement)
     with pytest.raises(RuntimeError, match=RACE):
-        interpret(case, args, num_workers=1)
+        interpret(case, args, args.clean, num_workers=1)

@@ -115,6 +115,26 @@ def test_narrow_dtypes_are_computed_in_float32(dtype):
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("soft_cap", [None, 1.5])
+def test_tokens_that_no_query_sees_do_not_matter(window, soft_cap):
+    """Whether their range is empty or the window hides them from every query."""
+    tokens = Tokens.random(HEADS["smollm2_135m"], seed=0)
+    seen = {t for rank in range(NUM_QUERIES) for t in tokens.seen_by(rank, window)}
+    hidden = np.array([t not in seen for t in range(NUM_TOKENS)])[:, None, None]
+    assert hidden.any() and not hidden.all()
+    options = {"scale": SCALE, "window": window, "soft_cap": soft_cap}
+    expected = oracle(*tokens.arguments(), **options)
+    for poison in (np.nan, np.inf):
+        spoilt = dataclasses.replace(
+            tokens,
+            k=np.where(hidden, poison, tokens.k),
+            v=np.where(hidden, poison, tokens.v),
+        )
+        for x, y in zip(oracle(*spoilt.arguments(), **options), expected, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
 def test_large_logits_do_not_overflow():
     tokens = Tokens.random(HEADS["smollm2_135m"], seed=0)
     out, lse = oracle(*tokens.arguments(), scale=1e4)

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from jax import lax
 
-from deft_jax.pallas_kernels.rotary_append.hopper import rotary_append
+from deft_jax.pallas_kernels.mosaic.instructions import WARPGROUP_THREADS
+from deft_jax.pallas_kernels.rotary_append.hopper import (
+    MOST_KV_HEADS,
+    divide_heads,
+    rotary_append,
+)
+from deft_jax.pallas_kernels.rotary_append.mosaic_heads import PAIRS
 from deft_jax.pallas_kernels.rotary_append.reference import rotary_append_reference
 from tests.support.kernels.compile_kernels import compile_for
 
@@ -135,6 +141,17 @@ def test_the_kernel_agrees_with_the_reference(name: str):
         for x, y in zip(got, expected, strict=True):
             x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
             np.testing.assert_allclose(x, y, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("group", [1, 3, 8, 71])
+@pytest.mark.parametrize("num_kv_heads", [1, 6, 8, 128])
+def test_a_block_has_few_heads_and_all_have_a_block(num_kv_heads, group, head_dim):
+    kv_heads, q_heads = divide_heads(num_kv_heads, group, head_dim)
+    assert num_kv_heads % kv_heads == 0 and group % q_heads == 0
+    assert kv_heads <= MOST_KV_HEADS and (kv_heads == 1 or q_heads == group)
+    parts = kv_heads * q_heads * head_dim // (2 * PAIRS)
+    assert parts <= WARPGROUP_THREADS
 
 
 @pytest.mark.cuda_compile

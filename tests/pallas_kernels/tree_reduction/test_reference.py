@@ -22,14 +22,14 @@ merge = jax.jit(tree_reduction_reference)
 
 @jax.jit
 def attend(q, k, v, first, end):
-    """Return the oracle over one set of tokens."""
+    """Attend as the oracle does, to one set of tokens."""
     none = jnp.zeros(NUM_QUERIES, jnp.int32), jnp.zeros(NUM_TOKENS, jnp.int32)
     return grouped_partial_attention_reference(q, k, v, first, end, *none, scale=0.5)
 
 
 @jax.jit
 def attend_parts(q, k, v, first, end, part):
-    """Return the oracle over each part alone: the others' tokens have empty ranges."""
+    """Attend to each part alone: the others' tokens have empty ranges."""
     parts = jnp.arange(NUM_PARTS)[:, None]
     ends = jnp.where(part[None] == parts, end[None], 0)
     return jax.vmap(attend, in_axes=(None, None, None, None, 0))(q, k, v, first, ends)
@@ -83,6 +83,18 @@ def test_parts_that_saw_nothing_merge_to_nothing():
     out, lse = merge(jnp.zeros((3, 2, 4)), jnp.full((3, 2), -jnp.inf))
     np.testing.assert_array_equal(out, np.zeros((2, 4)))
     np.testing.assert_array_equal(lse, np.full(2, -np.inf))
+
+
+def test_what_a_part_holds_that_saw_nothing_does_not_matter():
+    """A kernel writes no output for such rows."""
+    rng = np.random.default_rng(0)
+    part = jnp.asarray(rng.integers(0, NUM_PARTS, NUM_TOKENS, np.int32))
+    out, lse = attend_parts(*random_arguments(rng), part)
+    blind = jnp.isneginf(lse)
+    assert blind[:, :-1].any()
+    spoilt = jnp.where(blind[..., None], jnp.nan, out)
+    for x, y in zip(merge(spoilt, lse), merge(out, lse), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_a_part_alone_comes_back_bit_for_bit():

@@ -30,13 +30,13 @@ class CompilingRunner(Runner):
     """Compiles its first decode step for a GPU and goes no further."""
 
     def prefill(self, chunk):
-        """Nothing is read; the prompts are somewhere."""
+        """Read nothing; the prompts are somewhere."""
         roots = jnp.zeros_like(self.state.roots)
         self._state = dataclasses.replace(self.state, roots=roots)
         return self.state
 
     def decode(self, table, dropped, max_steps, planner):
-        """Compiles.
+        """Compile the step.
 
         Raises:
             SystemExit: it is done.

@@ -53,9 +53,12 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def compile_for(capability: tuple[int, int], function, *args) -> str:
-    """Return the optimised program of a function of arrays like those of `args`.
+    """Return the optimised program of a function, compiled to machine code too.
 
-    It is compiled to machine code too.
+    Args:
+        capability: compute capability to compile for.
+        function: function of arrays.
+        args: arrays or their shapes and dtypes, which alone are used.
     """
     program = compile_jitted(capability, jax.jit(function), *args)
     assert program is not None
@@ -63,7 +66,7 @@ def compile_for(capability: tuple[int, int], function, *args) -> str:
 
 
 def compile_jitted(capability: tuple[int, int], jitted, *args, **static) -> str | None:
-    """Return `compile_for` of what `jax.jit` gives, with static arguments."""
+    """Do as `compile_for` with what `jax.jit` gave, and static arguments."""
     major, minor = map(str, capability)
     # Without a device Mosaic GPU takes its target for Hopper.
     for module in (utils, core):

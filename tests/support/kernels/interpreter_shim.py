@@ -33,20 +33,23 @@ class Accumulator:
     """Stands in for `ACC`: the value that products are added to."""
 
     def __init__(self, shape: tuple[int, int], dtype=jnp.float32):
+        """Make an accumulator of zeros."""
         self.value = jnp.zeros(shape, dtype)
 
     @classmethod
     def init(cls, value) -> "Accumulator":
+        """Return an accumulator that begins with a value."""
         accumulator = cls(value.shape, value.dtype)
         accumulator.value = value
         return accumulator
 
     def __getitem__(self, index):
+        """Return elements of the value."""
         return self.value[index]
 
 
 def wgmma(accumulator: Accumulator, a, b) -> None:
-    """Add `a @ b`, where `a` is an array or a ref and `b` a ref.
+    """Add `a @ b`, both arrays or refs.
 
     The hardware reads shared memory the way copies do, hence the commit after what
     the interpreter takes for ordinary reads.
@@ -75,7 +78,7 @@ def run_state(body):
 
 
 def check_read(state, thread, clock, buffer_key, *args, **options):
-    """Do the detector's own check, of shared memory only."""
+    """Check as the detector does, but shared memory only."""
     if buffer_key.memory_space_id != GLOBAL_MEMORY:
         _pallas_check_read(state, thread, clock, buffer_key, *args, **options)
 

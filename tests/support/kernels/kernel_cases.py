@@ -130,7 +130,7 @@ Shape = jax.ShapeDtypeStruct
 
 
 def arguments(case: Case) -> tuple[Shape, Shape, Shape, Grouping]:
-    """q, k_pages, v_pages and grouping of a case, as shapes."""
+    """Return q, k_pages, v_pages and grouping of a case, as shapes."""
     heads, limits = case.heads, case.limits
     dtype = jnp.dtype(case.dtype)
     slots = _int32(limits.pages, limits.page_size)
@@ -147,7 +147,7 @@ def _int32(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def num_calls(case: Case, kernel: Kernel) -> int:
-    """Kernels of one call: the attention, and the reduction unless it merges itself."""
+    """Count the kernels of one call: attention, and reduction unless it is fused."""
     if kernel.attention is not tree_attention_mosaic:
         return 2
     q, k_pages, *_ = arguments(case)
@@ -156,7 +156,7 @@ def num_calls(case: Case, kernel: Kernel) -> int:
 
 
 def attention(case: Case, kernel: Kernel) -> Callable:
-    """Return the op with a case's options, a function of what `arguments` gives."""
+    """Return the op with a case's options, a function of what `arguments` describes."""
     scale = case.scale or case.heads.head_dim**-0.5
     logits = AttentionSpec(scale=scale, window=case.window, soft_cap=case.soft_cap)
 

@@ -1,4 +1,4 @@
-"""Work on rows of global memory, thread by thread: Pallas has no layout for such rows.
+"""Work on vectors of memory, thread by thread, for which Pallas has no layout.
 
 The functions write instructions of one warpgroup into `plgpu.inline_mgpu`. Each loads
 all that it needs before it stores anything, since the compiler cannot know that what is
@@ -20,7 +20,7 @@ WARPS = WARPGROUP_THREADS // WARP_LANES
 
 
 def inverse_rms(row, scratch, eps: float):
-    """1 / sqrt(mean(row^2) + eps), float32, in every thread.
+    """Return 1 / sqrt(mean(row^2) + eps), float32, in every thread.
 
     Args:
         row: [E] bfloat16 ref, `E` a multiple of VECTOR.
@@ -42,7 +42,7 @@ def inverse_rms(row, scratch, eps: float):
 
 
 def _sum(value, scratch):
-    """The sum over the threads of a warpgroup, in an order that is always the same."""
+    """Return the sum over a warpgroup's threads, always in one order."""
     for distance in (16, 8, 4, 2, 1):
         value = arith.addf(value, utils.shfl_bfly(value, distance))
     thread = arith.remui(utils.thread_idx(), i32(WARPGROUP_THREADS))
@@ -58,7 +58,10 @@ def _sum(value, scratch):
 
 
 def items(count: int) -> Iterator[tuple]:
-    """What each thread does of `count` items; neighbours go to neighbour threads.
+    """Yield the items of `count` that a thread has; neighbours go to neighbours.
+
+    Of 130 items thread 0 has 0 and 128, thread 1 has 1 and 129, thread 2 has 2 and, not
+    its own, 129.
 
     Yields:
         An i32 item, and whether it is the thread's own, None if it surely is; a thread
@@ -75,26 +78,27 @@ def items(count: int) -> Iterator[tuple]:
 
 
 def load(ref, at, count: int):
-    """[count] elements from `at` on, which is a multiple of `count`."""
+    """Return [count] elements from `at` on, which is a multiple of `count`."""
     element = ir.MemRefType(ref.type).element_type
     kind = ir.VectorType.get((count,), element)
     size = count * utils.bytewidth(element)
-    return llvm.load(kind, _pointer(ref, at), alignment=size)
+    return llvm.load(kind, pointer(ref, at), alignment=size)
 
 
 def store(ref, at, values, inside) -> None:
     """Store what `load` loads, in threads where `inside` is true or None."""
     count, size = values.type.shape[0], utils.bytewidth(values.type.element_type)
     if inside is None:
-        llvm.store(values, _pointer(ref, at), alignment=count * size)
+        llvm.store(values, pointer(ref, at), alignment=count * size)
         return
     branch = scf.IfOp(inside)
     with ir.InsertionPoint(branch.then_block):
-        llvm.store(values, _pointer(ref, at), alignment=count * size)
+        llvm.store(values, pointer(ref, at), alignment=count * size)
         scf.yield_([])
 
 
-def _pointer(ref, at):
+def pointer(ref, at):
+    """Return a pointer to the element of a ref at some indices."""
     element = ir.MemRefType(ref.type).element_type
     *slices, last = at
     for index in slices:
@@ -103,27 +107,27 @@ def _pointer(ref, at):
 
 
 def widen(values):
-    """A vector of 2-byte floats as float32."""
+    """Return a vector of 2-byte floats as float32."""
     return arith.extf(_like(values, ir.F32Type.get()), values)
 
 
 def narrow(values, element):
-    """A vector of float32 as another type."""
+    """Return a vector of float32 as another type."""
     return arith.truncf(_like(values, element), values)
 
 
 def spread(value, count: int):
-    """[count] times the same float32."""
+    """Return a vector of `count` times the same float32."""
     return vector.broadcast(ir.VectorType.get((count,), value.type), value)
 
 
 def float32(value: float):
-    """A constant of the kernel."""
+    """Return a constant of the kernel."""
     return utils.c(value, ir.F32Type.get())
 
 
 def call(instruction: str, value):
-    """An instruction from float32 to float32."""
+    """Return what an instruction from float32 to float32 makes of a value."""
     kind = ir.F32Type.get()
     return llvm.inline_asm(kind, [value], f"{instruction} $0, $1;", "=f,f")
 
