@@ -19,39 +19,54 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from deft_jax.errors import DeftError
 
+_OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt"}
+
 
 def render_chat_template(
     source: str | None,
     messages: Sequence[Mapping[str, Any]],
     *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    template_args: Mapping[str, Any] | None = None,
     bos_token: str | None = None,
     eos_token: str | None = None,
 ) -> str:
     """Return the prompt that the template `source` makes of `messages`.
 
-    source: Jinja source, None if the checkpoint has none.
-    messages: turns, oldest first, each with at least `role` and `content`.
-    add_generation_prompt: end with the opening of the assistant's turn.
-    bos_token, eos_token: text of these tokens, left undefined where None.
+    Args:
+        source: Jinja source, None if the checkpoint has none.
+        messages: turns, oldest first, each with at least `role` and `content`.
+        tools: JSON schemas of the functions that the model may call.
+        add_generation_prompt: end with the opening of the assistant's turn.
+        template_args: variables of the template's own, such as `enable_thinking`;
+            they win over `bos_token` and `eos_token`.
+        bos_token: text of the token that begins a sequence, undefined where None.
+        eos_token: text of the token that ends an answer, undefined where None.
 
     Raises:
-        DeftError: there is no template, it is broken, or it refuses the messages.
+        DeftError: there is no template, it is broken, it refuses the messages, or
+            `template_args` names a variable that has an argument of its own.
     """
     if source is None:
         raise DeftError(
             "expected a chat template in the checkpoint, found none; "
             "leave out --chat to give the model the plain prompt"
         )
-    tokens = {"bos_token": bos_token, "eos_token": eos_token}
-    try:
-        return _compiled(source).render(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            tools=None,
-            documents=None,
-            **{name: text for name, text in tokens.items() if text is not None},
+    if taken := _OWN_ARGUMENTS & set(template_args or ()):
+        raise DeftError(
+            f"expected template arguments other than {sorted(_OWN_ARGUMENTS)}, got "
+            f"{sorted(taken)}; give these as arguments of their own"
         )
+    tokens = {"bos_token": bos_token, "eos_token": eos_token}
+    variables: dict[str, Any] = {"documents": None}
+    variables |= {name: text for name, text in tokens.items() if text is not None}
+    variables |= template_args or {}
+    variables["messages"] = [dict(message) for message in messages]
+    variables["tools"] = None if tools is None else [dict(tool) for tool in tools]
+    variables["add_generation_prompt"] = add_generation_prompt
+    try:
+        return _compiled(source).render(variables)
     except Exception as error:  # A template may fail as any program may.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DeftError(f"the checkpoint's chat template failed: {reason}") from error

@@ -80,13 +80,16 @@ class Tokenizer:
     ) -> list[int]:
         """Return the token ids of `text`.
 
-        add_special_tokens: begin with BOS if the checkpoint asks for it; where the
-            text itself begins with BOS, no second one is put before it.
-        parse_special: `<|im_end|>` and the like become special tokens, as a rendered
-            chat needs; otherwise they are text as any other.
-
         Characters for which the vocabulary has neither a piece nor bytes are dropped,
         as its own tokenizer drops them.
+
+        Args:
+            text: the prompt.
+            add_special_tokens: begin with BOS if the checkpoint asks for it; where the
+                text itself begins with BOS, no second one is put before it.
+            parse_special: turn `<|im_end|>` and the like into special tokens, which a
+                prompt that is already formatted needs; otherwise they are plain text,
+                so that what users write cannot steer the model.
 
         Raises:
             DeftError: `text` holds half of a surrogate pair.
@@ -104,15 +107,27 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        template_args: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the token ids of `apply_chat_template`, special tokens parsed.
 
+        Args:
+            messages: turns, oldest first, each with at least `role` and `content`.
+            tools: JSON schemas of the functions that the model may call.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            template_args: variables of the template's own, such as `enable_thinking`.
+
         Raises:
-            DeftError: as `apply_chat_template` and `encode`.
+            DeftError: there is no template, it is broken, it refuses the messages, or
+                its text holds half of a surrogate pair.
         """
         text = self.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            template_args=template_args,
         )
         return self.encode(text, add_special_tokens=False, parse_special=True)
 
@@ -120,12 +135,17 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        template_args: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the prompt that the checkpoint's template makes of `messages`.
 
-        messages: turns, oldest first, each with at least `role` and `content`.
-        add_generation_prompt: end with the opening of the assistant's turn.
+        Args:
+            messages: turns, oldest first, each with at least `role` and `content`.
+            tools: JSON schemas of the functions that the model may call.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            template_args: variables of the template's own, such as `enable_thinking`.
 
         Raises:
             DeftError: there is no template, it is broken, or it refuses the messages.
@@ -134,7 +154,9 @@ class Tokenizer:
         return render_chat_template(
             self._parts.chat_template,
             messages,
+            tools=tools,
             add_generation_prompt=add_generation_prompt,
+            template_args=template_args,
             bos_token=self._piece(self.bos_token_id),
             eos_token=self._piece(eos),
         )

@@ -63,6 +63,27 @@ def test_tools_and_documents_are_none():
     assert render_chat_template(source, []) == "True"
 
 
+def test_tools_reach_the_template():
+    source = "{% for t in tools %}{{ t.function.name }};{% endfor %}"
+    tools = [
+        {"type": "function", "function": {"name": name}} for name in ("add", "mul")
+    ]
+    assert render_chat_template(source, [], tools=tools) == "add;mul;"
+
+
+def test_template_arguments_reach_the_template():
+    source = "{% if enable_thinking %}think{% else %}no{% endif %} {{ eos_token }}"
+    thinking = {"enable_thinking": True, "eos_token": "!"}
+    assert render_chat_template(source, [], eos_token="</s>") == "no </s>"
+    assert render_chat_template(source, [], template_args=thinking) == "think !"
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
+def test_template_arguments_cannot_stand_for_others(name):
+    with pytest.raises(DeftError, match=rf"got \['{name}'\]"):
+        render_chat_template(ROLES, MESSAGES, template_args={name: None})
+
+
 def test_year_of_today():
     year = render_chat_template("{{ strftime_now('%Y') }}", [])
     assert abs(int(year) - datetime.now().year) <= 1

@@ -120,6 +120,20 @@ def test_chat_template_as_text_or_as_named_list(write, declared):
     assert (ids[0], ids[-1]) == (BOS, EOS)
 
 
+def test_chats_take_tools_and_template_arguments(write):
+    template = "{{ tools[0].name }}{% if thinking %}</s>{% endif %}"
+    tokenizer = Tokenizer.from_folder(
+        write(tokenizer_config={"chat_template": template, "eos_token": "</s>"})
+    )
+    tools = [{"name": "cat"}]
+    plain = tokenizer.encode("cat")
+    assert tokenizer.encode_chat(MESSAGES, tools=tools) == plain
+    thinking = tokenizer.encode_chat(
+        MESSAGES, tools=tools, template_args={"thinking": True}
+    )
+    assert thinking == [*plain, EOS]
+
+
 def test_chat_template_in_a_file_of_its_own_comes_first(write):
     path = write(tokenizer_config={"chat_template": "-"})
     (path / "chat_template.jinja").write_text("{{ messages[0].role }}:")

@@ -94,6 +94,13 @@ def test_special_tokens_in_a_plain_prompt_are_text(smollm2, text):
     assert smollm2.decode(ids) == text
 
 
+def test_control_tokens_are_text_unless_parsed(smollm2):
+    text = "x<|im_end|>y"
+    x, y = (smollm2.encode(letter)[0] for letter in "xy")
+    assert smollm2.encode(text, parse_special=True) == [x, 2, y]
+    assert 2 not in smollm2.encode(text)
+
+
 @given(text=texts_with_specials)
 @settings(deadline=None)
 def test_parsed_special_tokens_come_back_when_asked_for(smollm2, text):
