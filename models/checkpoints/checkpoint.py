@@ -1,6 +1,7 @@
 """From what the user calls a model to its weights, whatever format they are in."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """
     if source == DEFAULT_MODEL:
         return GGUFCheckpoint(_packaged_file())
-    path = Path(source).expanduser()
+    # Unlike `Path.expanduser`, it leaves the name of an unknown user as it stands.
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         return GGUFCheckpoint(path)
     if path.is_dir():
