@@ -140,5 +140,5 @@ $(NEWEST_VENV)/test.stamp: $(PIP_INPUTS) Makefile
 
 $(IMPORTS): Makefile
 	mkdir -p $@
-	ln -sf $(addprefix ../../../,deft_jax/__init__.py bench models pallas_kernels) $@
+	ln -sf $(addprefix ../../../,deft_jax/__init__.py deft_jax/__init__.pyi bench models pallas_kernels) $@
 	@touch $@

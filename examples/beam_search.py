@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax import (
+    NO_NODE,
+    RUNNING,
     Capacity,
     DeftError,
     Engine,
@@ -22,9 +24,9 @@ from deft_jax import (
     Plan,
     Sampling,
     View,
+    top_k,
 )
 from deft_jax.models.load import load_model
-from deft_jax.strategies import NO_NODE, RUNNING, top_k
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

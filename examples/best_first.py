@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax import (
+    NO_NODE,
+    RUNNING,
     Capacity,
     DeftError,
     Engine,
@@ -21,9 +23,10 @@ from deft_jax import (
     Plan,
     Sampling,
     View,
+    finish_code,
+    top_k,
 )
 from deft_jax.models.load import load_model
-from deft_jax.strategies import NO_NODE, RUNNING, finish_code, top_k
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ IMPORTS = (
 
 
 def check_top_level_names() -> None:
-    """Assert that the installation owns one import name; a `models` would overwrite."""
+    """Check that the installation owns one import name: others have a `models`."""
     files = distribution("deft-jax").files or []
     names = {file.parts[0] for file in files if file.parts[0] != ".."}
     modules = {name for name in names if not name.endswith(".dist-info")}
@@ -27,15 +27,23 @@ def check_top_level_names() -> None:
 
 
 def check_imports() -> None:
-    """Assert that every part imports from this environment, not from a checkout."""
+    """Check that every part imports from this environment, not from a checkout."""
     site = Path(sysconfig.get_paths()["purelib"])
     for name in IMPORTS:
         origin = Path(importlib.import_module(name).__file__ or "")
         assert origin.is_relative_to(site), f"{name} came from {origin}, not {site}"
 
 
+def check_public_names() -> None:
+    """Check that every name of the shipped stub can be imported."""
+    package = importlib.import_module("deft_jax")
+    assert "Engine" in package.__all__, f"got {package.__all__}"
+    for name in package.__all__:
+        getattr(package, name)
+
+
 def check_command_line() -> None:
-    """Assert that `deft-jax --help` answers."""
+    """Check that `deft-jax --help` answers."""
     command = Path(sysconfig.get_path("scripts")) / "deft-jax"
     shown = subprocess.run([command, "--help"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
@@ -46,5 +54,6 @@ if __name__ == "__main__":
     os.chdir(tempfile.gettempdir())
     check_top_level_names()
     check_imports()
+    check_public_names()
     check_command_line()
     print(f"wheel works under Python {sys.version.split()[0]}")

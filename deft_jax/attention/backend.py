@@ -14,8 +14,7 @@ import jax
 from deft_jax.attention import device as devices
 from deft_jax.attention.device import HOPPER, device_of
 from deft_jax.attention.hopper import unsupported
-
-IMPLEMENTATIONS = ("mosaic_gpu", "xla", "reference")
+from deft_jax.attention.names import IMPLEMENTATIONS
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
 """What has a shape and a dtype."""

@@ -13,16 +13,20 @@ from deft_jax.bench.trees.draft_templates import (
 )
 from deft_jax.bench.trees.templates import REASONING_TASKS
 from deft_jax.cli.converters import integer, integers, names, non_empty
-from deft_jax.cli.device_options import add_device_options, add_page_size
+from deft_jax.cli.device_options import (
+    DEFAULT_MODEL,
+    MODEL_HELP,
+    add_device_options,
+    add_page_size,
+)
+from deft_jax.cli.parser import AddOptions
 from deft_jax.models.config import config
 
 IMPLEMENTATIONS = ("mosaic_gpu", "xla")
-"""The oracle is no way to decode, and so not compared."""
+"""The implementations that are compared: the oracle is no way to decode."""
 
 DRAFT_METHODS = tuple(name for name in METHODS if name != "flash_decoding")
-"""Those that can verify several drafts of a row in one step."""
-
-AddOptions = Callable[[argparse.ArgumentParser], None]
+"""The methods that can verify several drafts of a row in one step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +34,22 @@ class Sized:
     """A default that depends on whether --quick is given.
 
     Attributes:
-        full: without --quick.
-        quick: small enough for a laptop.
+        full: default without --quick.
+        quick: default with --quick, small enough for a laptop.
     """
 
     full: Any
     quick: Any
 
     def __str__(self) -> str:
+        """Return both defaults as the help shows them."""
         return f"{_text(self.full)}; with --quick {_text(self.quick)}"
 
 
 def settle(options: argparse.Namespace) -> argparse.Namespace:
-    """The options with a value for each default that is `Sized`.
+    """Return the options with a value for each default that is `Sized`.
 
-    What was given stays, with --quick too.
+    What the user gave stays, with --quick too.
     """
 
     def settled(value):
@@ -58,9 +63,7 @@ def settle(options: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**known)
 
 
-def add_bench(
-    parser: argparse.ArgumentParser, default_model: str, model_help: str
-) -> None:
+def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add the workloads, each a command of its own, and their options."""
     workloads = parser.add_subparsers(
         dest="workload", required=True, metavar="WORKLOAD"
@@ -76,7 +79,7 @@ def add_bench(
         add_options(one)
         _add_decoding(one, DRAFT_METHODS if name == "speculative" else METHODS)
         model = one.add_mutually_exclusive_group()
-        model.add_argument("--model", default=default_model, help=model_help)
+        model.add_argument("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
         model.add_argument(
             "--shape",
             choices=list(config.SHAPES),

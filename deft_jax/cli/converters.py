@@ -1,8 +1,10 @@
 """From the text of an option to its value, within limits."""
 
 import argparse
+import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 
 def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
@@ -62,6 +64,23 @@ def non_empty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("expected at least 1 character, got ''")
     return text
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """Return the name and the value of KEY=VALUE.
+
+    A value that is JSON is read as such, any other is text: `x=false` is `False`,
+    `x="false"` and `x=no` are strings.
+    """
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise argparse.ArgumentTypeError(
+            f"expected KEY=VALUE, such as enable_thinking=false, got {text!r}"
+        )
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
 
 
 def names(*known: str) -> Callable[[str], list[str]]:

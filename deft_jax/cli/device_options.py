@@ -5,6 +5,18 @@ from collections.abc import Sequence
 
 from deft_jax.cli.converters import integer
 
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+MODEL_HELP = (
+    "name, folder with config.json and *.safetensors, .gguf file, or Hugging Face id"
+    f" (default: {DEFAULT_MODEL})"
+)
+
+
+def add_model(parser: argparse._ActionsContainer) -> None:
+    """Add the name of the model."""
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
+
 
 def add_device_options(
     group: argparse._ActionsContainer, implementations: Sequence[str]
@@ -13,12 +25,14 @@ def add_device_options(
     group.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="of weights and KV (default: float32 on CPU, bfloat16 elsewhere)",
+        help="dtype of weights and KV (default: float32 on a CPU, where the others are"
+        " slower for few branches and need more memory at their peak; bfloat16"
+        " elsewhere)",
     )
     group.add_argument(
         "--implementation",
         choices=implementations,
-        help="of the attention (default: the fastest one for the device)",
+        help="implementation of attention (default: the fastest one of the device)",
     )
 
 

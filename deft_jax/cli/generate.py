@@ -5,18 +5,18 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deft_jax.cli.interrupt import INTERRUPTED, Interrupt
-from deft_jax.cli.prompts import read_prompts
-from deft_jax.cli.view import View
+import deft_jax
+from deft_jax.cli.interrupt import Interrupt, exit_code
+from deft_jax.cli.outcome_file import check_writable, write_outcome
+from deft_jax.cli.prompts import encode_prompts, read_prompts, read_tools
+from deft_jax.cli.strategies import STRATEGIES
+from deft_jax.cli.view import View, write_progress
 from deft_jax.errors import CapacityError, DeftError
 
-if TYPE_CHECKING:
-    from deft_jax.capacity import Capacity
-    from deft_jax.sampling.params import Sampling
-    from deft_jax.strategies.parallel import BestOfN
+NOT_FINITE = 1
+"""Exit code if numbers of the model were not finite."""
 
 _SAMPLING_OPTIONS = (
     "max_new_tokens",
@@ -35,45 +35,63 @@ def generate(options: argparse.Namespace) -> int:
 
     Raises:
         DeftError: an option, a prompt or the model cannot be used.
-        OSError: a file cannot be read, or standard output not be written.
+        OSError: a file cannot be read, or the outcome not be written.
     """
-    if options.answer_pattern is not None and options.strategy != "self-consistency":
-        raise DeftError("--answer-pattern needs --strategy self-consistency")
+    _check_options(options)
     prompts = read_prompts(options)
-    view = choose_view(options, prompts)
-    interrupt = Interrupt(view.on_interrupt, view.restore_terminal)
-    with view:
-        sampling, strategy = _sampling(options), _strategy(options)
-        model, tokenizer, dtype = _load(options, view)
-        encoded = _encoded(options, prompts, tokenizer)
-        capacity = _capacity(options, encoded, tokenizer, strategy)
-        engine = _engine(options, model, tokenizer, capacity)
-        with interrupt:
-            trees = engine.generate(
-                encoded,
-                strategy,
-                sampling,
-                on_token=view.on_token,
-                on_status=view.on_status,
-                should_stop=interrupt.is_requested,
+    tools = read_tools(options)
+    with Interrupt() as interrupt:
+        view = choose_view(options, prompts)
+        interrupt.on_abort = view.restore_terminal
+        with view:
+            sampling, strategy = (
+                _sampling(options),
+                STRATEGIES[options.strategy](options),
             )
+            model, tokenizer, dtype = _load(options, view)
+            encoded = encode_prompts(options, prompts, tools, tokenizer)
+            engine = deft_jax.Engine(
+                model,
+                tokenizer,
+                capacity=_capacity(options, encoded, model, tokenizer, strategy),
+                implementation=options.implementation,
+            )
+            with interrupt.softly(view.on_interrupt):
+                trees = engine.generate(
+                    encoded,
+                    strategy,
+                    sampling,
+                    on_token=view.on_token,
+                    on_status=view.on_status,
+                    should_stop=interrupt.is_requested,
+                )
     settings = {
-        "version": version("deft-jax"),
+        "version": _version(),
         "model": options.model,
         "dtype": dtype,
         "strategy": {"name": options.strategy, **asdict(strategy)},
         "sampling": asdict(sampling),
         "interrupted": interrupt.is_requested(),
     }
+    if options.output is not None:
+        write_outcome(options.output, options.json, prompts, trees, settings)
     view.finish(trees, settings)
-    return INTERRUPTED if interrupt.is_requested() else 0
+    if interrupt.requested is not None:
+        return exit_code(interrupt.requested)
+    return NOT_FINITE if any(map(_is_not_finite, trees)) else 0
 
 
 def choose_view(options: argparse.Namespace, prompts: Sequence[str]) -> View:
     """Return the view for the options and for what standard output is."""
-    from deft_jax.cli.plain_output import JsonOutput, TextStream, TreeOutput
+    from deft_jax.cli.plain_output import (
+        JsonOutput,
+        ProgressLines,
+        TextStream,
+        TreeOutput,
+    )
 
-    if options.json:
+    to_file = options.output is not None
+    if options.json and not to_file:
         return JsonOutput()
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from rich.console import Console
@@ -81,86 +99,109 @@ def choose_view(options: argparse.Namespace, prompts: Sequence[str]) -> View:
         from deft_jax.cli.live_view import LiveView
 
         title = f"{options.model} · {options.strategy}, n = {options.n}"
-        return LiveView(title, prompts, Console(no_color=options.no_color or None))
+        console = Console(no_color=options.no_color or None)
+        return LiveView(title, prompts, console, options.full)
+    if to_file:
+        return ProgressLines()
     if options.n == len(prompts) == 1:
         return TextStream()
-    return TreeOutput(prompts)
+    return TreeOutput(prompts, options.full)
 
 
-def _sampling(options: argparse.Namespace) -> "Sampling":
-    from deft_jax.sampling.params import Sampling
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together, before anything takes time."""
+    if options.answer_pattern is not None and options.strategy != "self-consistency":
+        raise DeftError("--answer-pattern needs --strategy self-consistency")
+    for name in ("system", "template_arg", "tools"):
+        if getattr(options, name) and not options.chat:
+            flag = "--" + name.replace("_", "-")
+            raise DeftError(f"{flag} needs --chat, which applies the chat template")
+    if options.special and options.chat:
+        raise DeftError(
+            "--special is for prompts that are already formatted, --chat formats them;"
+            " give one of the two"
+        )
+    if options.output is not None:
+        check_writable(options.output)
+    if options.n > 1 and (options.temperature == 0 or options.top_k == 1):
+        cause = "--temperature 0" if options.temperature == 0 else "--top-k 1"
+        write_progress(
+            f"{cause} takes the likeliest token everywhere, so that the {options.n}"
+            " branches of a prompt are equal; sample, or give --n 1"
+        )
 
-    return Sampling(**{name: getattr(options, name) for name in _SAMPLING_OPTIONS})
 
-
-def _strategy(options: argparse.Namespace) -> "BestOfN":
-    from deft_jax.strategies.parallel import BestOfN, SelfConsistency
-
-    if options.strategy == "best-of-n":
-        return BestOfN(options.n)
-    if options.answer_pattern is None:
-        return SelfConsistency(options.n)
-    return SelfConsistency(options.n, options.answer_pattern)
+def _sampling(options: argparse.Namespace) -> "deft_jax.Sampling":
+    values = {name: getattr(options, name) for name in _SAMPLING_OPTIONS}
+    return deft_jax.Sampling(**values)
 
 
 def _load(options: argparse.Namespace, view: View) -> tuple[Any, Any, str]:
     """Return the model, its tokenizer and its dtype's name."""
-    from deft_jax.cli.device import default_dtype
+    from deft_jax.cli.device import check_implementation, default_dtype, start_backend
     from deft_jax.engine.compilation_cache import enable_compilation_cache
-    from deft_jax.models.load import load_model
 
+    backend = start_backend()
+    check_implementation(options.implementation)
     enable_compilation_cache()
     dtype = options.dtype or default_dtype()
+    if backend == "cpu" and dtype != "float32":
+        write_progress(
+            f"{dtype} on a CPU is slower than float32 for few branches, and takes more"
+            " memory at its peak; --dtype float32 is the default here"
+        )
+    from deft_jax.models.load import load_model
+
     return *load_model(options.model, dtype=dtype, progress=view.on_load), dtype
-
-
-def _engine(
-    options: argparse.Namespace, model: Any, tokenizer: Any, capacity: "Capacity | None"
-) -> Any:
-    from deft_jax.engine.engine import Engine
-
-    implementation = options.implementation
-    return Engine(model, tokenizer, capacity=capacity, implementation=implementation)
-
-
-def _encoded(
-    options: argparse.Namespace, prompts: Sequence[str], tokenizer: Any
-) -> Sequence[Any]:
-    """Return the prompts as the engine takes them: text, or the tokens of a chat."""
-    if not options.chat:
-        return prompts
-    system = [{"role": "system", "content": options.system}] if options.system else []
-    return [
-        tokenizer.encode_chat([*system, {"role": "user", "content": prompt}])
-        for prompt in prompts
-    ]
 
 
 def _capacity(
     options: argparse.Namespace,
     encoded: Sequence[Any],
+    model: Any,
     tokenizer: Any,
-    strategy: "BestOfN",
-) -> "Capacity | None":
-    """Return the capacity that the options ask for, `None` to let the engine choose."""
+    strategy: "deft_jax.BestOfN",
+) -> "deft_jax.Capacity | None":
+    """Return the capacity that the options ask for, None to let the engine choose."""
     if options.max_context is None and options.page_size is None:
         return None
-    from deft_jax.capacity import DEFAULT_PAGE_SIZE, Capacity
+    from deft_jax.capacity import DEFAULT_PAGE_SIZE
 
     lengths = [
         len(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         for prompt in encoded
     ]
     if options.max_context is not None:
-        room = options.max_context - options.max_new_tokens
-        if max(lengths) > room:
-            raise CapacityError(
-                f"the longest prompt has {max(lengths)} tokens, which with"
-                f" --max-new-tokens {options.max_new_tokens} is above --max-context"
-                f" {options.max_context}; raise it or generate fewer tokens"
-            )
-        lengths = [room] * len(lengths)
+        _check_context(options, max(lengths), model.config.context_length)
+        lengths = [options.max_context - options.max_new_tokens] * len(lengths)
     page_size = options.page_size or DEFAULT_PAGE_SIZE
-    return Capacity.for_requests(
+    return deft_jax.Capacity.for_requests(
         lengths, options.max_new_tokens, strategy.rows, strategy.nodes, page_size
     )
+
+
+def _check_context(
+    options: argparse.Namespace, longest: int, context_length: int
+) -> None:
+    """Refuse a --max-context that the model has not, or that the prompts exceed."""
+    if options.max_context > context_length:
+        raise CapacityError(
+            f"--max-context {options.max_context} is above the model's context of"
+            f" {context_length} tokens; give at most {context_length}"
+        )
+    if longest > options.max_context - options.max_new_tokens:
+        raise CapacityError(
+            f"the longest prompt has {longest} tokens, which with --max-new-tokens"
+            f" {options.max_new_tokens} is above --max-context {options.max_context};"
+            " raise it or generate fewer tokens"
+        )
+
+
+def _is_not_finite(tree: "deft_jax.GenerationTree") -> bool:
+    return any(leaf.finish_reason == "not-finite" for leaf in tree.leaves())
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("deft-jax")

@@ -38,7 +38,8 @@ class Branch:
 class GrowingTree:
     """The branches of one request."""
 
-    def __init__(self) -> None:
+    def __init__(self):
+        """Begin without branches."""
         self.branches: dict[int, Branch] = {}
 
     def add(self, event: TokenEvent) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from deft_jax.attention.backend import device_backend
-from deft_jax.cli.device import default_dtype
+from deft_jax.cli.device import check_implementation, default_dtype
 from deft_jax.engine.device_memory import free_bytes
 from deft_jax.models.checkpoints.checkpoint import open_checkpoint
 from deft_jax.results.terminal_text import one_line
@@ -30,6 +30,7 @@ def info(options: argparse.Namespace) -> int:
     Raises:
         DeftError: the model cannot be found or read.
     """
+    check_implementation(options.implementation)
     facts = collect_facts(options.model, options.dtype, options.implementation)
     if options.json:
         print(json.dumps(facts, indent=2))
@@ -47,9 +48,9 @@ def collect_facts(
     """Return what `info` shows, ready for JSON; the weights are not loaded.
 
     Args:
-        model: as for `generate`.
-        dtype: of weights and KV, `None` for the device's default.
-        implementation: of the attention, `None` for the device's default.
+        model: name of the model, a path or a Hugging Face id.
+        dtype: dtype of weights and KV, None for the device's default.
+        implementation: implementation of attention, None for the device's default.
 
     Raises:
         DeftError: the model cannot be found or read.

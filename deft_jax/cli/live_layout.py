@@ -112,9 +112,11 @@ def _forest(
         ranked = sorted(shown, key=lambda index: trees[index].is_finished())
         shown = sorted(ranked[:fitting])
         height -= 1
-    for index in shown:
+    # Lines that cannot be shared evenly go to the trees at the top.
+    lines, spare = divmod(height, len(shown))
+    for place, index in enumerate(shown):
         yield (Span(head(one_line(prompts[index]), width), "prompt"),)
-        yield from _tree(trees[index], width, height // len(shown) - 1)
+        yield from _tree(trees[index], width, lines - 1 + (place < spare))
     if len(shown) < len(trees):
         hidden = len(trees) - len(shown)
         yield (Span(f"… and {count(hidden, 'more prompt')}", "label"),)
@@ -124,20 +126,88 @@ def _tree(tree: GrowingTree, width: int, height: int) -> Iterator[Line]:
     """Yield the rows of a tree, each with as many lines of text as there is room."""
     rows, hidden = tree.rows(max(height, 1), max_guide=width // 3)
     if hidden:
-        rows, hidden = tree.rows(max(height - 1, 1), max_guide=width // 3)
-    body_lines = height // max(len(rows), 1) - 1
-    for row in rows:
-        branch = tree.branches[row.id]
-        text = one_line("".join(tree.branches[id].text for id in row.ids))
-        if body_lines:
-            yield _label(row, tree)
-            for line in wrap(text, width - cell_len(row.hanging))[-body_lines:]:
-                yield Span(row.hanging, "guide"), Span(line)
-        else:
-            label = _short_label(row, branch)
-            yield *label, Span(tail(text, width - sum(len(s.text) for s in label)))
+        height -= 1
+        rows, hidden = tree.rows(max(height, 1), max_guide=width // 3)
+    texts = [one_line("".join(tree.branches[id].text for id in r.ids)) for r in rows]
+    draw = _labelled if height >= 2 * len(rows) else _compact
+    yield from draw(tree, rows, texts, width, height - len(rows))
     if hidden:
         yield (Span(f"… and {count(hidden, 'more branch')}", "label"),)
+
+
+def _labelled(
+    tree: GrowingTree,
+    rows: Sequence[Row],
+    texts: Sequence[str],
+    width: int,
+    room: int,
+) -> Iterator[Line]:
+    """Yield a line about each branch, and the end of its text below.
+
+    Args:
+        tree: where the branches are.
+        rows: what to show.
+        texts: text of each row, one line.
+        width: cells of a line.
+        room: lines of text, at least one per row.
+    """
+    wrapped = [
+        wrap(text, width - cell_len(row.hanging))
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    given = share(room, [len(lines) for lines in wrapped])
+    for row, lines, size in zip(rows, wrapped, given, strict=True):
+        yield _label(row, tree)
+        for line in lines[len(lines) - size :]:
+            yield Span(row.hanging, "guide"), Span(line)
+
+
+def _compact(
+    tree: GrowingTree,
+    rows: Sequence[Row],
+    texts: Sequence[str],
+    width: int,
+    room: int,
+) -> Iterator[Line]:
+    """Yield a line per branch with the end of its text, for some on a second line.
+
+    Args:
+        tree: where the branches are.
+        rows: what to show.
+        texts: text of each row, one line.
+        width: cells of a line.
+        room: second lines, fewer than rows.
+    """
+    labels = [_short_label(row, tree.branches[row.id]) for row in rows]
+    widths = [width - sum(len(span.text) for span in label) for label in labels]
+    is_long = [
+        int(cell_len(text) > width) for text, width in zip(texts, widths, strict=True)
+    ]
+    given = share(room, is_long)
+    for index, row in enumerate(rows):
+        text, last = texts[index], ""
+        if given[index]:
+            *above, last = wrap(text, width - cell_len(row.hanging))
+            text = " ".join(above)
+        yield *labels[index], Span(tail(text, widths[index]))
+        if last:
+            yield Span(row.hanging, "guide"), Span(last)
+
+
+def share(room: int, wanted: Sequence[int]) -> list[int]:
+    """Share lines among rows that want some, as evenly as may be.
+
+    `share(7, [1, 9, 3])` is `[1, 3, 3]`: what the first leaves, the others get.
+    """
+    given = [0] * len(wanted)
+    while room > 0:
+        hungry = [i for i, most in enumerate(wanted) if given[i] < most][:room]
+        if not hungry:
+            break
+        for index in hungry:
+            given[index] += 1
+        room -= len(hungry)
+    return given
 
 
 def _label(row: Row, tree: GrowingTree) -> Line:

@@ -1,5 +1,6 @@
 """The growing trees on a terminal, redrawn in place."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from deft_jax.cli.growing_tree import GrowingTree
 from deft_jax.cli.live_layout import Activity, screen_lines
-from deft_jax.cli.view import View, counters, outcome_lines
+from deft_jax.cli.view import EXCERPT_CELLS, View, counters, outcome_lines
 from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.render import Line, Role
@@ -35,19 +36,27 @@ _STYLES: dict[Role, str] = {
 class LiveView(View):
     """Redraws the screen from a thread, so that it moves while XLA compiles."""
 
-    def __init__(self, title: str, prompts: Sequence[str], console: Console) -> None:
+    def __init__(
+        self,
+        title: str,
+        prompts: Sequence[str],
+        console: Console,
+        full: bool = False,
+    ):
         """Prepare to draw.
 
         Args:
             title: model and strategy.
             prompts: what the user asked, without a chat template.
             console: where to draw.
+            full: leave the whole text of every branch on the screen.
         """
         now = time.monotonic()
         self._activity = Activity(title, started_at=now, since=now)
         self._prompts = prompts
         self._trees = [GrowingTree() for _ in prompts]
         self._console = console
+        self._max_text = None if full else EXCERPT_CELLS
         self._lock = threading.Lock()
         self._live = Live(
             self,
@@ -58,15 +67,19 @@ class LiveView(View):
         )
 
     def __enter__(self) -> Self:
+        """Draw the first picture and hide the cursor."""
         self._live.start(refresh=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        """Remove the picture and show the cursor, unless the terminal is gone."""
+        with contextlib.suppress(OSError):
+            self._live.stop()
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> RenderResult:
+        """Yield the picture of this moment."""
         # One line less than the screen has: the cursor stands below the last one.
         size = options.max_width, max(console.height - 1, 1)
         with self._lock:
@@ -103,7 +116,8 @@ class LiveView(View):
         self, trees: Sequence[GenerationTree], settings: Mapping[str, Any]
     ) -> None:
         """Leave the outcome on the screen, and the counters on its last line."""
-        for line in outcome_lines(trees, self._prompts, self._console.width):
+        width = self._console.width
+        for line in outcome_lines(trees, self._prompts, width, self._max_text):
             self._console.print(styled(line), soft_wrap=True)
         if trees:
             self._console.print(Text(counters(trees[0].stats), "dim"))

@@ -1,12 +1,17 @@
 """Views for files and pipes: text or JSON on stdout, progress lines on stderr."""
 
-import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deft_jax.cli.view import View, counters, outcome_lines
+from deft_jax.cli.view import (
+    EXCERPT_CELLS,
+    View,
+    counters,
+    outcome_document,
+    outcome_lines,
+    write_progress,
+)
 from deft_jax.results.counters import Phase, Status
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.render import plain
@@ -18,10 +23,15 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressLines(View):
-    """Writes a line to stderr for every phase, and every ten seconds in a long one."""
+    """Writes a line to stderr for every phase, and every ten seconds in a long one.
 
-    def __init__(self) -> None:
+    What is compiled, and how long that took, is told at once.
+    """
+
+    def __init__(self):
+        """Begin with no phase."""
         self._phase: Phase | None = None
+        self._message = ""
         self._next_line_at = 0.0
 
     def on_load(self, done: int, total: int) -> None:
@@ -32,13 +42,15 @@ class ProgressLines(View):
     def on_status(self, status: Status) -> None:
         """Report a new phase, or the counters if the last line is old."""
         now = time.monotonic()
-        if status.phase == self._phase and now < self._next_line_at:
+        is_news = status.phase == "compile" and status.message != self._message
+        if status.phase == self._phase and not is_news and now < self._next_line_at:
             return
         is_decoding = status.phase == "done" or status.phase == self._phase == "decode"
         message = counters(status) if is_decoding else status.message
         if message:
             write_progress(one_line(message))
-        self._phase, self._next_line_at = status.phase, now + _SECONDS_BETWEEN_LINES
+        self._phase, self._message = status.phase, status.message
+        self._next_line_at = now + _SECONDS_BETWEEN_LINES
 
     def on_interrupt(self) -> None:
         """Say that the end is near."""
@@ -48,22 +60,30 @@ class ProgressLines(View):
 class TreeOutput(ProgressLines):
     """Writes the trees as plain text when they are done."""
 
-    def __init__(self, prompts: Sequence[str]) -> None:
+    def __init__(self, prompts: Sequence[str], full: bool = False):
+        """Prepare to write.
+
+        Args:
+            prompts: what the user asked, without a chat template.
+            full: write the whole text of every branch.
+        """
         super().__init__()
         self._prompts = prompts
+        self._max_text = None if full else EXCERPT_CELLS
 
     def finish(
         self, trees: Sequence[GenerationTree], settings: Mapping[str, Any]
     ) -> None:
         """Write every tree and the text of its best branch."""
-        for line in outcome_lines(trees, self._prompts, _WIDTH):
+        for line in outcome_lines(trees, self._prompts, _WIDTH, self._max_text):
             print(plain(line))
 
 
 class TextStream(ProgressLines):
     """Writes the text of the only branch as it is generated."""
 
-    def __init__(self) -> None:
+    def __init__(self):
+        """Begin with nothing written."""
         super().__init__()
         self._written = ""
 
@@ -94,11 +114,5 @@ class JsonOutput(ProgressLines):
     def finish(
         self, trees: Sequence[GenerationTree], settings: Mapping[str, Any]
     ) -> None:
-        """Write the settings and the trees; other scripts than Latin as escapes."""
-        results = [tree.to_dict() for tree in trees]
-        print(json.dumps({**settings, "results": results}, indent=2, allow_nan=False))
-
-
-def write_progress(message: str) -> None:
-    """Write one line about the run to stderr."""
-    print(f"deft-jax: {message}", file=sys.stderr, flush=True)
+        """Write the settings and the trees."""
+        print(outcome_document(trees, settings))

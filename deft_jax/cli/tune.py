@@ -44,8 +44,8 @@ def tune(options: argparse.Namespace) -> int:
     The table is written after each number of queries: what Ctrl-C leaves is kept.
 
     Raises:
-        DeftError: the device is none that the kernels are tuned for, or an option or
-            the table that is to be extended cannot be used.
+        DeftError: the kernels are not tuned for this device, or an option or the
+            table that is to be extended cannot be used.
         OSError: the table cannot be written.
     """
     kind = _require_hopper()
@@ -72,10 +72,10 @@ def tune_one(
     """Measure every config on a problem, print a line for each, return the best.
 
     Args:
-        problem: to measure on.
-        quick: few configs and few repeats.
-        measure: as `tuning_search.measure`.
-        timer: as `tuning_search.wall_seconds`.
+        problem: the attention to measure on.
+        quick: measure few configs with few repeats.
+        measure: times one config; `deft_jax.attention.tuning.search.measure`.
+        timer: times one call; `deft_jax.attention.tuning.search.wall_seconds`.
 
     Returns:
         The key of the problem's kernels and the best config, None if all failed.
@@ -120,7 +120,7 @@ def _check_shape(options: argparse.Namespace) -> None:
 
 
 def _check_buckets(options: argparse.Namespace) -> None:
-    """One number of queries per entry: a later one must not replace an earlier."""
+    """Refuse two numbers of queries whose entries would replace each other."""
     owner: dict[int, int] = {}
     for num_queries in options.queries:
         rows = rows_bucket(num_queries * HEADS[options.model_shape].group)
@@ -133,7 +133,7 @@ def _check_buckets(options: argparse.Namespace) -> None:
 
 
 def _open_table(path: Path, kind: str) -> Table:
-    """The table to extend; errors of the file show before anything is measured."""
+    """Return the table to extend; its errors show before anything is measured."""
     table = read_table(path)
     if table is None:
         path.parent.mkdir(parents=True, exist_ok=True)

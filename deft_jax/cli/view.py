@@ -1,15 +1,18 @@
 """What the command line shows of a generation, whatever it shows it on."""
 
+import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
+import deft_jax
 from deft_jax.results.counters import Status
-from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.render import Line, Span, count, tree_lines
 from deft_jax.results.terminal_text import head, one_line, printable
 from deft_jax.results.tree_node import TokenEvent
 
-_MAX_TEXT = 240
+EXCERPT_CELLS = 240
+"""Cells of a branch's text in a picture of the tree, unless all of it is asked for."""
 
 
 class View:
@@ -20,10 +23,11 @@ class View:
     """
 
     def __enter__(self) -> Self:
+        """Begin to show."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        return None
+        """End what is redrawn."""
 
     def on_load(self, done: int, total: int) -> None:
         """Take note that `done` of `total` tensors are loaded."""
@@ -41,7 +45,7 @@ class View:
         """Make the terminal usable after an abort; called from another thread."""
 
     def finish(
-        self, trees: Sequence[GenerationTree], settings: Mapping[str, Any]
+        self, trees: "Sequence[deft_jax.GenerationTree]", settings: Mapping[str, Any]
     ) -> None:
         """Write the outcome to standard output.
 
@@ -80,22 +84,45 @@ def _size(num_bytes: float) -> str:
 
 
 def outcome_lines(
-    trees: Sequence[GenerationTree], prompts: Sequence[str], width: int
+    trees: "Sequence[deft_jax.GenerationTree]",
+    prompts: Sequence[str],
+    width: int,
+    max_text: int | None = EXCERPT_CELLS,
 ) -> Iterator[Line]:
-    """Yield each tree with excerpts, then the text of its best branch in full.
+    """Yield each tree with its branches, then the text of its best branch in full.
 
-    One prompt with one branch is its text alone. Lines of the full text keep their
-    length.
+    One prompt with one branch is its text alone, and its notice if it has one.
+
+    Args:
+        trees: one per prompt.
+        prompts: what the user asked, without a chat template.
+        width: cells of a line of the tree; lines of the best branch keep their length.
+        max_text: cells of text per branch, None for all of it.
     """
     for index, (tree, prompt) in enumerate(zip(trees, prompts, strict=True)):
         text = printable(tree.path_text(tree.best()))
         if index:
             yield ()
         if len(tree.leaves()) > 1:
-            yield from tree_lines(tree, width, _MAX_TEXT, prompt)
+            yield from tree_lines(tree, width, max_text, prompt)
             yield ()
             yield (Span(f"best branch ({tree.best().id}):", "label"),)
         elif len(trees) > 1:
             yield (Span(head(one_line(prompt), width), "prompt"),)
         for line in text.strip("\n").split("\n"):
             yield (Span(line),)
+        if len(tree.leaves()) == 1 and tree.notice is not None:
+            yield (Span(one_line(f"notice: {tree.notice}"), "notice"),)
+
+
+def outcome_document(
+    trees: "Sequence[deft_jax.GenerationTree]", settings: Mapping[str, Any]
+) -> str:
+    """Return one JSON document; other scripts than Latin are escapes in it."""
+    results = [tree.to_dict() for tree in trees]
+    return json.dumps({**settings, "results": results}, indent=2, allow_nan=False)
+
+
+def write_progress(message: str) -> None:
+    """Write one line about the run to stderr."""
+    print(f"deft-jax: {message}", file=sys.stderr, flush=True)

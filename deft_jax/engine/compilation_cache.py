@@ -21,18 +21,21 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"  # Also after a hit.
 def compilation_cache_folder() -> Path | None:
     """Return the folder for compiled programs, `None` to keep nothing.
 
-    It is the value of `DEFT_JAX_CACHE` or lies in the user's cache folder.
+    It is the value of `DEFT_JAX_CACHE` or lies in the user's cache folder, if there is
+    a user: a process may run under a number that has no home.
     """
     chosen = os.environ.get(VARIABLE)
-    if chosen is not None:
-        return Path(chosen).expanduser() if chosen else None
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library/Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "deft-jax" / "compiled"
+    if chosen is None:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+        elif sys.platform == "darwin":
+            base = "~/Library/Caches"
+        else:
+            base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        chosen = os.path.join(base, "deft-jax", "compiled")
+    # Unlike `Path.expanduser`, it leaves "~" where there is no home.
+    folder = os.path.expanduser(chosen)
+    return None if not folder or folder.startswith("~") else Path(folder)
 
 
 def enable_compilation_cache() -> None:

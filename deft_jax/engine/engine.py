@@ -170,7 +170,7 @@ class Engine:
             if self.capacity is not None and self.capacity.covers(needed):
                 return
             self.runner.reset()
-            if needed.requests == 1 or self.runner.fits(needed):
+            if max_rows <= strategy.rows or self.runner.fits(needed):
                 break
             max_rows //= 2
         self.capacity = needed

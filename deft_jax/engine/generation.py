@@ -101,12 +101,11 @@ class Generation:
         steps = 1
         while self.scheduler.waiting or self.scheduler.active:
             if should_stop():
-                self.scheduler.waiting.clear()
-                return self._end_active("interrupted")
+                return self._interrupt()
             if self.scheduler.admit():
                 self.table = self._request_table()
-                self._prefill()
-            if not self.scheduler.active:
+                self._prefill(should_stop)
+            if should_stop() or not self.scheduler.active:
                 continue
             overflow = self._decode(steps)
             steps = burst_steps
@@ -125,14 +124,14 @@ class Generation:
             eos=jnp.asarray(self.tokenizer.eos_token_ids or (-1,), jnp.int32),
         )
 
-    def _prefill(self) -> None:
-        """Feed the prompts of started requests, chunk by chunk.
+    def _prefill(self, should_stop: Callable[[], bool]) -> None:
+        """Feed the prompts of started requests, chunk by chunk until asked to stop.
 
         The tokens of a chunk that does not fit are lost, so that its last request must
         not be fed any further.
         """
         begin = time.perf_counter()
-        while parts := self.scheduler.next_parts():
+        while not should_stop() and (parts := self.scheduler.next_parts()):
             first = self.runner.is_first("prefill")
             with self.progress.preparing("prefill") if first else nullcontext():
                 state = self.runner.prefill(self.scheduler.chunk(parts))
@@ -228,6 +227,16 @@ class Generation:
                 self.scheduler.end(slot)
                 tree.close("pruned")
             self.replay.forget(tree)
+
+    def _interrupt(self) -> None:
+        """End every request where it stands.
+
+        The device drops its state: to end the branches on it, the decode step would
+        have to be compiled if no token was decoded yet.
+        """
+        for request in (*self.scheduler.active.values(), *self.scheduler.waiting):
+            self.trees[request.index].fail("interrupted")
+        self.runner.reset()
 
     def _run_out(self) -> None:
         """End every active request where it stands; what is done stays."""

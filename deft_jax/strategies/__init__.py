@@ -1,38 +1,8 @@
-"""How trees grow: the protocol of planners, and those that come with it."""
+"""How trees grow: the protocol of planners, and those that come with it.
 
-from deft_jax.sampling.vocab_search import top_k
-from deft_jax.strategies.check_plan import check_plan, checked
-from deft_jax.strategies.check_planner import check_planner
-from deft_jax.strategies.parallel import BestOfN, ContinueAll, SelfConsistency
-from deft_jax.strategies.protocol import (
-    LENGTH,
-    NO_CHILD,
-    RUNNING,
-    STOP,
-    Plan,
-    Planner,
-    Strategy,
-    View,
-    finish_code,
-)
-from deft_jax.tree.state import NO_NODE
+`__init__.pyi` lists the public names; each is imported when it is first used.
+"""
 
-__all__ = [
-    "LENGTH",
-    "NO_CHILD",
-    "NO_NODE",
-    "RUNNING",
-    "STOP",
-    "BestOfN",
-    "ContinueAll",
-    "Plan",
-    "Planner",
-    "SelfConsistency",
-    "Strategy",
-    "View",
-    "check_plan",
-    "check_planner",
-    "checked",
-    "finish_code",
-    "top_k",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

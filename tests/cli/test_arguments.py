@@ -1,10 +1,18 @@
+import argparse
+import re
+import types
+from importlib.metadata import version
+
 import pytest
 
 from deft_jax.attention.backend import IMPLEMENTATIONS
 from deft_jax.capacity import DEFAULT_PAGE_SIZE, Capacity
-from deft_jax.cli.arguments import DEFAULT_MODEL, build_parser
-from deft_jax.cli.generate import _capacity, _sampling, _strategy
-from deft_jax.errors import CapacityError
+from deft_jax.cli.arguments import build_parser
+from deft_jax.cli.device_options import DEFAULT_MODEL
+from deft_jax.cli.generate import _capacity, _check_options, _sampling
+from deft_jax.cli.generate_arguments import add_generate
+from deft_jax.cli.strategies import STRATEGIES
+from deft_jax.errors import CapacityError, DeftError
 from deft_jax.models.checkpoints import checkpoint
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN, SelfConsistency
@@ -47,15 +55,29 @@ def test_options_reach_the_sampling():
     )
 
 
+def strategy(*arguments):
+    options = parse(*arguments)
+    return STRATEGIES[options.strategy](options)
+
+
 def test_options_choose_the_strategy():
-    assert _strategy(parse()) == BestOfN(4)
+    assert strategy() == BestOfN(4)
     voting = ("--strategy", "self-consistency", "--n", "3")
-    assert _strategy(parse(*voting)) == SelfConsistency(3)
-    assert _strategy(parse(*voting, "--answer-pattern", "x")) == SelfConsistency(3, "x")
+    assert strategy(*voting) == SelfConsistency(3)
+    assert strategy(*voting, "--answer-pattern", "x") == SelfConsistency(3, "x")
+
+
+def test_every_strategy_of_the_table_can_be_chosen():
+    for name, make in STRATEGIES.items():
+        options = parse("--strategy", name)
+        assert make(options).rows == options.n == 4
+
+
+MODEL = types.SimpleNamespace(config=types.SimpleNamespace(context_length=2048))
 
 
 def capacity(*arguments, prompts=("a b c",)):
-    return _capacity(parse(*arguments), prompts, WordTokenizer(), BestOfN(4))
+    return _capacity(parse(*arguments), prompts, MODEL, WordTokenizer(), BestOfN(4))
 
 
 def test_engine_chooses_the_capacity_by_default():
@@ -79,6 +101,81 @@ def test_longer_prompt_than_the_context_names_the_numbers():
         capacity("--max-context", "258")
 
 
+def test_context_above_that_of_the_model_names_the_numbers():
+    with pytest.raises(CapacityError, match=r"99999999 .* context of 2048 tokens"):
+        capacity("--max-context", "99999999")
+    assert capacity("--max-context", "2048") is not None
+
+
+def test_values_of_template_arguments_are_json_or_text():
+    options = parse(
+        *("--template-arg", "enable_thinking=false", "--template-arg", "n=3"),
+        *("--template-arg", 'list=[1, "a"]', "--template-arg", "name=a=b"),
+        *("--template-arg", 'text="true"', "--template-arg", "empty="),
+    )
+    assert dict(options.template_arg) == {
+        "enable_thinking": False,
+        "n": 3,
+        "list": [1, "a"],
+        "name": "a=b",
+        "text": "true",
+        "empty": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--system", "a"], "--system needs --chat"),
+        (["--template-arg", "a=1"], "--template-arg needs --chat"),
+        (["--tools", "f.json"], "--tools needs --chat"),
+        (
+            ["--special", "--chat"],
+            "--special is for prompts that are already formatted",
+        ),
+        (["--answer-pattern", "x"], "needs --strategy self-consistency"),
+        (
+            ["--output", "/no/such/f"],
+            "--output /no/such/f: there is no folder /no/such",
+        ),
+        (["--output", "/tmp"], "--output /tmp: expected a file, got a folder"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(arguments, message):
+    with pytest.raises(DeftError, match=message):
+        _check_options(parse(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--temperature", "0"], "--temperature 0 takes .* the 4 branches"),
+        (["--top-k", "1", "--n", "2"], "--top-k 1 takes .* the 2 branches"),
+        (["--temperature", "0", "--n", "1"], None),
+        ([], None),
+    ],
+)
+def test_equal_branches_are_announced(arguments, said, capsys):
+    _check_options(parse(*arguments))
+    output = capsys.readouterr().err
+    assert re.search(said, output) if said else output == ""
+
+
+def test_help_tells_of_control_tokens_and_of_slow_dtypes():
+    parser = argparse.ArgumentParser()
+    add_generate(parser)
+    text = " ".join(parser.format_help().split())
+    assert "read control tokens such as <|im_end|> in the prompt" in text
+    assert "float32 on a CPU, where the others are slower for few branches" in text
+
+
+def test_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as exit:
+        build_parser().parse_args(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"deft-jax {version('deft-jax')}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -95,6 +192,10 @@ def test_longer_prompt_than_the_context_names_the_numbers():
         (["--stop", ""], "expected at least 1 character"),
         (["--prompt-file", "f"], "not allowed with argument --prompt"),
         (["--max-new", "3"], "unrecognized arguments"),
+        (["--template-arg", "a"], "expected KEY=VALUE, such as"),
+        (["--template-arg", "a b=1"], "expected KEY=VALUE, such as"),
+        (["--output", ""], "expected at least 1 character"),
+        (["--strategy", "best"], "invalid choice: 'best'"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
     ],
 )

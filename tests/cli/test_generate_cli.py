@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sysconfig
@@ -62,6 +63,48 @@ def test_json_holds_every_branch(environment):
     assert all(line.startswith("deft-jax: ") for line in process.stderr.splitlines())
 
 
+def test_file_holds_every_branch_in_full(environment, tmp_path):
+    path = tmp_path / "tree.txt"
+    process = generate(
+        environment,
+        *("--prompt", "Once upon a time", "--n", "3", "--max-new-tokens", "100"),
+        *("--output", path),
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == ""
+    written = path.read_text()
+    assert re.match(r"Once upon a time\n├─ 1 · \d+ tokens", written)
+    assert len(written) > 3 * 300  # Branches are shown in 240 cells otherwise.
+
+
+def test_formatted_prompt_has_control_tokens(environment):
+    prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    arguments = ("--n", "1", "--temperature", "0", "--max-new-tokens", "20")
+    process = generate(environment, "--special", *arguments, text=prompt + "\n")
+    assert process.stdout == ANSWER + "\n", process.stderr
+    plain = generate(environment, *arguments, text=prompt + "\n")
+    assert plain.returncode == 0
+    assert plain.stdout != process.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--n", "1000000"), ("--n", "256", "--max-new-tokens", "4096")]
+)
+def test_more_branches_than_fit_are_refused_with_numbers(environment, arguments):
+    process = generate(environment, "--prompt", "a", *arguments)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    _, error = process.stderr.splitlines()  # After "loaded 122 tensors".
+    assert re.match(r"deft-jax: error: \d+ branches in \d+ pages .* GiB", error)
+
+
+def test_dtype_that_is_slow_on_a_cpu_is_announced(environment):
+    arguments = ("--n", "1", "--max-new-tokens", "1", "--dtype", "bfloat16")
+    process = generate(environment, *arguments, text="a")
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.startswith("deft-jax: bfloat16 on a CPU is slower")
+
+
 def test_single_branch_streams_to_a_pipe(environment):
     process = generate(
         environment,
@@ -86,8 +129,11 @@ def test_prompts_vote_side_by_side(environment):
     assert "(2 of 2 votes)" in second
 
 
-def run_on_terminal(command, environment, marker, signals):
-    """Run on a pseudo terminal; send the signals once `marker` was written."""
+def run_on_terminal(command, environment, marker, signals, hang_up=False):
+    """Run on a pseudo terminal; send the signals once `marker` was written.
+
+    With `hang_up` the terminal goes away together with the first signal.
+    """
     master, slave = pty.openpty()
     process = subprocess.Popen(
         command, stdin=slave, stdout=slave, stderr=slave, env=environment
@@ -101,6 +147,8 @@ def run_on_terminal(command, environment, marker, signals):
             output += data
             if marker in output and signals:
                 process.send_signal(signals.pop())
+                if hang_up:
+                    break
     except OSError:
         pass  # Linux reports the end of a pseudo terminal as an error.
     finally:
@@ -110,18 +158,52 @@ def run_on_terminal(command, environment, marker, signals):
     return code, output.decode()
 
 
-def test_interrupt_on_a_terminal_keeps_what_there_is(environment):
-    arguments = ["--prompt", "Once upon a time", "--n", "3"]
+STORY = ("--prompt", "Once upon a time", "--n", "3", "--max-new-tokens", "250")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_on_a_terminal_keeps_what_there_is(environment, number):
     code, output = run_on_terminal(
-        [COMMAND, "generate", *arguments, "--max-new-tokens", "250"],
+        [COMMAND, "generate", *STORY],
         environment,
         marker=b"tokens/s",
-        signals=[signal.SIGINT],
+        signals=[number],
     )
-    assert code == 130, output
+    assert code == 128 + number, output
     assert "stopping; press Ctrl-C again to abort" in output
     final = output[output.rindex("\x1b[?25h") :]
     assert "Once upon a time" in final
     assert final.count("interrupted") == 3
     assert "best branch" in final
     assert "Traceback" not in output
+
+
+def test_terminal_that_goes_away_leaves_the_file(environment, tmp_path):
+    code, _ = run_on_terminal(
+        [COMMAND, "generate", *STORY, "--json", "--output", tmp_path / "tree.json"],
+        environment,
+        marker=b"tokens/s",
+        signals=[signal.SIGHUP],
+        hang_up=True,
+    )
+    document = json.loads((tmp_path / "tree.json").read_text())
+    (tree,) = document["results"]
+    assert [b["finish_reason"] for b in tree["branches"]] == ["interrupted"] * 3
+    assert document["interrupted"] is True
+    assert code in (2, 129)  # An error if the counters were being drawn.
+
+
+def test_interrupt_while_the_prompt_step_compiles_compiles_no_other(
+    environment, tmp_path
+):
+    code, output = run_on_terminal(
+        [COMMAND, "generate", *STORY],
+        {**environment, "DEFT_JAX_CACHE": str(tmp_path)},
+        marker=b"the prefill step",
+        signals=[signal.SIGINT],
+    )
+    assert code == 130, output
+    assert "decode step" not in output
+    assert [path for path in tmp_path.iterdir() if "decode" in path.name] == []
+    final = output[output.rindex("\x1b[?25h") :]
+    assert "0 tokens" in final and "Traceback" not in output

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from deft_jax.cli.growing_tree import GrowingTree
-from deft_jax.cli.live_layout import Activity, screen_lines
+from deft_jax.cli.live_layout import Activity, screen_lines, share
 from deft_jax.cli.live_view import LiveView
 from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
@@ -99,6 +99,51 @@ def test_few_branches_share_the_screen():
     )
 
 
+def test_short_texts_leave_their_lines_to_long_ones():
+    (tree,) = forest(1, 3, "")
+    tree.add(event(2, "some words " * 30))
+    tree.add(event(1, "one line"))
+    lines = screen([tree], (40, 14))
+    assert len(lines) == 14
+    assert [line[:4] for line in lines[2:]] == (
+        ["prom", "├─ 1", "│   ", "├─ 2"] + ["│   "] * 7 + ["└─ 3"]
+    )
+
+
+@pytest.mark.parametrize("branches", [7, 8, 9, 13, 16])
+def test_no_line_stays_empty_while_text_is_hidden(branches):
+    lines = screen(forest(1, branches, "some words " * 9), (80, 23))
+    assert len(lines) == 23
+
+
+def test_second_lines_continue_the_first():
+    (tree,) = forest(1, 3, "")
+    text = " ".join(f"w{index}" for index in range(60))
+    for node in (1, 2, 3):
+        tree.add(event(node, text))
+    lines = screen([tree], (40, 8))
+    assert len(lines) == 8
+    assert [line[:3] for line in lines[3:]] == ["├─ ", "│  ", "├─ ", "│  ", "└─ "]
+    first, second = lines[3].split("▸ …")[1].split(), lines[4][1:].split()
+    shown = first + second
+    assert shown[1:] == [f"w{i}" for i in range(60)][-len(shown) + 1 :]
+    assert lines[7].endswith(" w59")
+
+
+def test_lines_that_cannot_be_shared_evenly_are_used():
+    lines = screen(forest(2, 2, "some words " * 9), (60, 21))
+    assert len(lines) == 21
+
+
+@given(st.integers(0, 40), st.lists(st.integers(0, 9), max_size=12))
+def test_shares_are_even_and_no_more_than_wanted(room, wanted):
+    given = share(room, wanted)
+    assert sum(given) == min(room, sum(wanted))
+    for one, most in zip(given, wanted, strict=True):
+        assert one <= most
+        assert one == most or one >= max(given) - 1
+
+
 def test_many_branches_have_a_line_each():
     lines = screen(forest(1, 9, "abc "), (60, 12))
     assert len(lines) == 12
@@ -169,6 +214,16 @@ def test_view_draws_and_leaves_the_outcome(console):
     assert "[b]prompt[/b]" in output
     assert "[red]one\\x07" in output
     assert "two\n  [/nothing]\n" in output
+
+
+def test_full_texts_are_left_when_they_are_asked_for(console):
+    text = " ".join(f"word{index}" for index in range(100))
+    LiveView("model", ["p"], console).finish([finished_tree([text, "b"])], {})
+    assert "word50" not in console.file.getvalue().split("best branch")[0]
+    LiveView("model", ["p"], console, full=True).finish(
+        [finished_tree([text, "b"])], {}
+    )
+    assert "word50" in console.file.getvalue().split("word99")[-2]
 
 
 def test_single_branch_is_left_as_its_text(console):

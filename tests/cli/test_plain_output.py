@@ -80,6 +80,20 @@ def test_trees_are_written_when_they_are_done(capsys):
     ]
 
 
+def test_notice_of_a_single_branch_is_written(capsys):
+    TreeOutput(["p"]).finish([make_tree("one", notice="pool full")], {})
+    assert capsys.readouterr().out == "one\nnotice: pool full\n"
+
+
+def test_long_texts_are_cut_unless_all_of_them_is_asked_for(capsys):
+    long = " ".join(f"word{index}" for index in range(100))
+    for full in (False, True):
+        TreeOutput(["p"], full).finish([make_tree(long, "best")], {})
+        shown = capsys.readouterr().out
+        assert ("word50" in shown) == full
+        assert "word0" in shown and "word99" in shown
+
+
 def test_json_is_one_document(capsys):
     view = JsonOutput()
     view.on_token(event("one"))
@@ -109,6 +123,17 @@ def test_progress_is_a_line_per_phase(capsys):
         "deft-jax: prefill now",
         "deft-jax: 0 tokens · 0.0 tokens/s · 0.0 s · KV pages 0/0 · "
         "KV read 0 B, one sequence at a time 0 B, 0% saved",
+    ]
+
+
+def test_every_message_about_compiling_is_a_line(capsys):
+    view = TreeOutput(["p"])
+    for message in ("preparing a", "preparing a", "compiled a", "preparing b"):
+        view.on_status(Status(phase="compile", message=message))
+    assert capsys.readouterr().err.splitlines() == [
+        "deft-jax: preparing a",
+        "deft-jax: compiled a",
+        "deft-jax: preparing b",
     ]
 
 

@@ -1,0 +1,74 @@
+"""Tree decoding for large language models in JAX."""
+
+from .attention.api import tree_attention
+from .attention.grouping import Grouping, WorkList, group
+from .capacity import Capacity
+from .engine.compilation_cache import enable_compilation_cache
+from .engine.engine import Engine
+from .errors import CapacityError, DeftError
+from .kv.pool import LayerKV, create_pool, write
+from .results.counters import Status
+from .results.generation_tree import GenerationTree
+from .results.tree_node import TokenEvent, TreeNode
+from .sampling.params import Sampling
+from .sampling.vocab_search import top_k
+from .strategies.check_plan import check_plan, checked
+from .strategies.check_planner import check_planner
+from .strategies.parallel import BestOfN, SelfConsistency
+from .strategies.protocol import (
+    LENGTH,
+    NO_CHILD,
+    RUNNING,
+    STOP,
+    Plan,
+    Planner,
+    Strategy,
+    View,
+    finish_code,
+)
+from .tree.appending import Slots, append
+from .tree.branching import branch
+from .tree.pruning import accept, prune
+from .tree.state import NO_NODE, Tree
+
+__all__ = [
+    "LENGTH",
+    "NO_CHILD",
+    "NO_NODE",
+    "RUNNING",
+    "STOP",
+    "BestOfN",
+    "Capacity",
+    "CapacityError",
+    "DeftError",
+    "Engine",
+    "GenerationTree",
+    "Grouping",
+    "LayerKV",
+    "Plan",
+    "Planner",
+    "Sampling",
+    "SelfConsistency",
+    "Slots",
+    "Status",
+    "Strategy",
+    "TokenEvent",
+    "Tree",
+    "TreeNode",
+    "View",
+    "WorkList",
+    "accept",
+    "append",
+    "branch",
+    "check_plan",
+    "check_planner",
+    "checked",
+    "create_pool",
+    "enable_compilation_cache",
+    "finish_code",
+    "group",
+    "prune",
+    "top_k",
+    "tree_attention",
+    "write",
+]

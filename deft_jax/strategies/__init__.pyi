@@ -1,0 +1,34 @@
+"""How trees grow: the protocol of planners, and those that come with it."""
+
+from .check_plan import check_plan, checked
+from .check_planner import check_planner
+from .parallel import BestOfN, ContinueAll, SelfConsistency
+from .protocol import (
+    LENGTH,
+    NO_CHILD,
+    RUNNING,
+    STOP,
+    Plan,
+    Planner,
+    Strategy,
+    View,
+    finish_code,
+)
+
+__all__ = [
+    "LENGTH",
+    "NO_CHILD",
+    "RUNNING",
+    "STOP",
+    "BestOfN",
+    "ContinueAll",
+    "Plan",
+    "Planner",
+    "SelfConsistency",
+    "Strategy",
+    "View",
+    "check_plan",
+    "check_planner",
+    "checked",
+    "finish_code",
+]
