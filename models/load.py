@@ -1,13 +1,16 @@
 """From the name of a model to its network and tokenizer."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from deft_jax.errors import DeftError
 
-from .checkpoints.checkpoint import check_shapes, open_checkpoint
-from .checkpoints.weights import Progress
+from .checkpoints.checkpoint import Checkpoint, check_shapes, open_checkpoint
+from .checkpoints.weights import Progress, weight_shapes
 from .families.llama import Llama
 from .tokenizers.tokenizer import Tokenizer
 
@@ -33,6 +36,63 @@ def load_model(
         DeftError: there is no such checkpoint, it is damaged, it is no supported Llama,
             or the dtype is none of `DTYPES`.
     """
+    opened = open_model(source, dtype=dtype)
+    return opened.load(progress), opened.tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedModel:
+    """A checkpoint whose weights are still to be loaded.
+
+    Attributes:
+        checkpoint: where the weights come from.
+        tokenizer: the model's tokenizer.
+        dtype: dtype of the weights on the device.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    dtype: jnp.dtype
+
+    def outline(self) -> Llama:
+        """Return the network with `jax.ShapeDtypeStruct` for weights.
+
+        An engine can compile for it while the weights are loaded; see
+        `Engine.compile_ahead`.
+        """
+        shapes = weight_shapes(self.checkpoint.config)
+        weights: dict[str, Any] = {
+            name: jax.ShapeDtypeStruct(shape, self.dtype)
+            for name, shape in shapes.items()
+        }
+        return Llama(self.checkpoint.config, weights)
+
+    def load(self, progress: Progress | None = None) -> Llama:
+        """Load the weights, a few memory-mapped tensors at a time.
+
+        Args:
+            progress: called with the weights placed so far and their number.
+
+        Raises:
+            DeftError: the checkpoint is damaged.
+        """
+        config, read = self.checkpoint.config, self.checkpoint.read
+        return Llama.from_checkpoint(config, read, self.dtype, progress)
+
+
+def open_model(
+    source: str | Path, *, dtype: jnp.dtype | str = jnp.float32
+) -> OpenedModel:
+    """Open a checkpoint and read its tokenizer, but no weights.
+
+    Args:
+        source: what `load_model` takes.
+        dtype: dtype of the weights on the device, one of `DTYPES`.
+
+    Raises:
+        DeftError: there is no such checkpoint, it is damaged, it is no supported Llama,
+            or the dtype is none of `DTYPES`.
+    """
     dtype = _checked_dtype(dtype)
     checkpoint = open_checkpoint(source)
     check_shapes(checkpoint.config, checkpoint)
@@ -40,8 +100,7 @@ def load_model(
         tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
     else:
         tokenizer = Tokenizer.from_folder(checkpoint.source)
-    model = Llama.from_checkpoint(checkpoint.config, checkpoint.read, dtype, progress)
-    return model, tokenizer
+    return OpenedModel(checkpoint, tokenizer, dtype)
 
 
 def _checked_dtype(dtype: jnp.dtype | str) -> jnp.dtype:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -116,7 +116,9 @@ class Generation:
                 self.scheduler.waiting.clear()
                 return self._end_active("interrupted")
             if self.scheduler.admit():
-                self.table = self._request_table()
+                eos = self.tokenizer.eos_token_ids
+                limits = self.scheduler.limits()
+                self.table = make_request_table(self.sampling, limits, eos)
                 self._prefill()
             if not self.scheduler.active:
                 continue
@@ -124,18 +126,6 @@ class Generation:
             steps = burst_steps
             if overflow and not self.replay.has_dropped:
                 self._run_out()
-
-    def _request_table(self) -> RequestTable:
-        """Return what the device needs to know of each request slot."""
-        sampling, limits = self.sampling, self.scheduler.limits()
-        biases = bucket(max(MIN_BIASES, len(sampling.logit_bias)))
-        rows = rows_for([sampling if limit else None for limit in limits], biases)
-        return RequestTable(
-            sampling=jax.tree.map(jnp.asarray, rows),
-            max_new_tokens=jnp.asarray([limit or 1 for limit in limits], jnp.int32),
-            ignore_eos=jnp.full(len(limits), sampling.ignore_eos),
-            eos=jnp.asarray(self.tokenizer.eos_token_ids or (-1,), jnp.int32),
-        )
 
     def _prefill(self) -> None:
         """Feed the prompts of started requests, chunk by chunk.
@@ -346,6 +336,26 @@ class Generation:
             self.status, phase=phase, message=message, elapsed_s=elapsed
         )
         self.on_status(self.status)
+
+
+def make_request_table(
+    sampling: Sampling, limits: Sequence[int | None], eos_token_ids: Sequence[int]
+) -> RequestTable:
+    """Return what the device needs to know of each request slot.
+
+    Args:
+        sampling: how the tokens of all requests are chosen.
+        limits: tokens that a branch of each request may have; None for free slots.
+        eos_token_ids: tokens that end a text.
+    """
+    biases = bucket(max(MIN_BIASES, len(sampling.logit_bias)))
+    rows = rows_for([sampling if limit else None for limit in limits], biases)
+    return RequestTable(
+        sampling=jax.tree.map(jnp.asarray, rows),
+        max_new_tokens=jnp.asarray([limit or 1 for limit in limits], jnp.int32),
+        ignore_eos=jnp.full(len(limits), sampling.ignore_eos),
+        eos=jnp.asarray(eos_token_ids or (-1,), jnp.int32),
+    )
 
 
 def count_reads(log: StepLog, num_steps: int) -> tuple[int, int]:
