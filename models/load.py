@@ -1,13 +1,17 @@
 """From the name of a model to its network and tokenizer."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from deft_jax.errors import DeftError
 
-from .checkpoints.checkpoint import check_shapes, open_checkpoint
-from .checkpoints.weights import Progress
+from .checkpoints.checkpoint import Checkpoint, check_shapes, open_checkpoint
+from .checkpoints.weights import Progress, weight_shapes
+from .config.config import LlamaConfig
 from .families.llama import Llama
 from .tokenizers.tokenizer import Tokenizer
 
@@ -43,6 +47,61 @@ def load_model(
             the dtype is none of `DTYPES`, or the context is longer than the
             checkpoint's.
     """
+    opened = open_model(source, dtype=dtype, context_length=context_length)
+    return opened.load(progress), opened.tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedModel:
+    """A checkpoint whose weights are still to be loaded.
+
+    Attributes:
+        checkpoint: where the weights come from.
+        config: shape of the network, its context as it was asked for.
+        tokenizer: the model's tokenizer.
+        dtype: type of the weights on the device.
+    """
+
+    checkpoint: Checkpoint
+    config: LlamaConfig
+    tokenizer: Tokenizer
+    dtype: jnp.dtype
+
+    def outline(self) -> Llama:
+        """Return the network with `jax.ShapeDtypeStruct` in place of weights.
+
+        An engine can compile for it while the weights are loaded; see
+        `Engine.compile_ahead`.
+        """
+        weights: dict[str, Any] = {
+            name: jax.ShapeDtypeStruct(shape, self.dtype)
+            for name, shape in weight_shapes(self.config).items()
+        }
+        return Llama(self.config, weights)
+
+    def load(self, progress: Progress | None = None) -> Llama:
+        """Load the weights, a few memory-mapped tensors at a time.
+
+        Args:
+            progress: called with the weights placed so far and their number.
+
+        Raises:
+            DeftError: the checkpoint is damaged.
+        """
+        read = self.checkpoint.matrix
+        return Llama.from_checkpoint(self.config, read, self.dtype, progress)
+
+
+def open_model(
+    source: str | Path,
+    *,
+    dtype: jnp.dtype | str = jnp.float32,
+    context_length: int | None = None,
+) -> OpenedModel:
+    """Open a checkpoint and read its tokenizer, but no weights.
+
+    The arguments and errors are those of `load_model`.
+    """
     dtype = _checked_dtype(dtype)
     checkpoint = open_checkpoint(source)
     check_shapes(checkpoint.config, checkpoint)
@@ -53,8 +112,7 @@ def load_model(
         tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
     else:
         tokenizer = Tokenizer.from_folder(checkpoint.source)
-    model = Llama.from_checkpoint(config, checkpoint.read, dtype, progress)
-    return model, tokenizer
+    return OpenedModel(checkpoint, config, tokenizer, dtype)
 
 
 def _checked_dtype(dtype: jnp.dtype | str) -> jnp.dtype:

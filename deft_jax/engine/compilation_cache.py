@@ -2,9 +2,10 @@
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -73,23 +74,25 @@ class Compilations:
 
     seconds: float = 0.0
     kept: bool = False
-    _was_read: bool = False
+    _reading: set[int] = field(default_factory=set)
 
     def on_event(self, event: str, **_: str | int) -> None:
-        """Note what JAX says before it says that a program is ready."""
-        self._was_read |= event == _HIT
+        """Note what JAX says before it says, on the same thread, that it is ready."""
+        if event == _HIT:
+            self._reading.add(threading.get_ident())
         self.kept |= event == _KEPT
 
     def on_duration(self, event: str, duration: float, **_: str | int) -> None:
         """Count the program that is ready, unless it was read from a cache."""
         if event == _COMPILED:
-            self.seconds += 0.0 if self._was_read else duration
-            self._was_read = False
+            thread = threading.get_ident()
+            self.seconds += 0.0 if thread in self._reading else duration
+            self._reading.discard(thread)
 
 
 @contextmanager
 def watch_compilations() -> Iterator[Compilations]:
-    """Listen to what JAX compiles inside the context."""
+    """Listen to what JAX compiles, on any thread, inside the context."""
     compilations = Compilations()
     jax.monitoring.register_event_listener(compilations.on_event)
     jax.monitoring.register_event_duration_secs_listener(compilations.on_duration)

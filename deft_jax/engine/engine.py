@@ -5,11 +5,12 @@ from typing import Any
 
 from deft_jax.capacity import DEFAULT_ROWS, Capacity
 from deft_jax.engine.device_memory import is_out_of_memory
-from deft_jax.engine.generation import Generation
+from deft_jax.engine.generation import Generation, make_request_table
 from deft_jax.engine.host_tree import Tokenizer
 from deft_jax.engine.prompts import Prompt, check_token_ids, list_prompts
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner
+from deft_jax.engine.scheduler import Scheduler
 from deft_jax.errors import CapacityError, DeftError
 from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
@@ -62,7 +63,6 @@ class Engine:
             DeftError: an argument is of the wrong type.
         """
         _check_type("capacity", capacity, Capacity | None, "a deft_jax.Capacity")
-        self.model = model
         self.tokenizer = tokenizer
         self.capacity = capacity
         self.method = as_method(implementation)
@@ -112,13 +112,7 @@ class Engine:
         """
         strategy = BestOfN(1) if strategy is None else strategy
         sampling = Sampling() if sampling is None else sampling
-        _check_type("sampling", sampling, Sampling, "a deft_jax.Sampling")
-        _check_strategy(strategy)
-        sampling.check(self.model.config.vocab_size)
-        requests = [
-            self._request(index, prompt, strategy, sampling)
-            for index, prompt in enumerate(list_prompts(prompts))
-        ]
+        requests = self._requests(prompts, strategy, sampling)
         try:
             self._prepare(requests, strategy)
             generation = Generation(
@@ -130,6 +124,64 @@ class Engine:
                 raise
             self.runner.reset()
             raise CapacityError(_out_of_memory(error)) from None
+
+    def compile_ahead(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        strategy: Strategy | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        """Begin to compile what `generate` will need for these arguments.
+
+        The two steps are compiled on threads of their own, or read from the compilation
+        cache, while the caller does something else. The arrays of `model` may still be
+        `jax.ShapeDtypeStruct`, so that the weights can be loaded meanwhile: set `model`
+        before `generate` is called.
+
+        Args:
+            prompts: the prompts, or others of the same lengths.
+            strategy: how the trees will grow.
+            sampling: how tokens will be chosen.
+
+        Raises:
+            CapacityError: a prompt does not fit the context or the engine's capacity.
+            DeftError: an argument cannot be used.
+        """
+        strategy = BestOfN(1) if strategy is None else strategy
+        sampling = Sampling() if sampling is None else sampling
+        requests = self._requests(prompts, strategy, sampling)
+        if not self._fixed:
+            self._grow(requests, strategy)
+        assert self.capacity is not None
+        scheduler = Scheduler(requests, self.capacity)
+        eos = self.tokenizer.eos_token_ids
+        self.runner.compile_ahead(
+            self.capacity,
+            make_request_table(sampling, scheduler.limits(), eos),
+            scheduler.chunk([]),
+            strategy.planner,
+        )
+
+    @property
+    def model(self) -> Model:
+        """The network."""
+        return self.runner.model
+
+    @model.setter
+    def model(self, model: Model) -> None:
+        self.runner.model = model
+
+    def _requests(
+        self, prompts: Prompt | Sequence[Prompt], strategy: Strategy, sampling: Sampling
+    ) -> list[Request]:
+        """Check the arguments of a call and encode its prompts."""
+        _check_type("sampling", sampling, Sampling, "a deft_jax.Sampling")
+        _check_strategy(strategy)
+        sampling.check(self.model.config.vocab_size)
+        return [
+            self._request(index, prompt, strategy, sampling)
+            for index, prompt in enumerate(list_prompts(prompts))
+        ]
 
     def _request(
         self, index: int, prompt: str | list[int], strategy: Strategy, sampling

@@ -1,7 +1,7 @@
 """One call of the engine: admits requests, feeds prompts, runs bursts of steps."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -103,7 +103,9 @@ class Generation:
             if should_stop():
                 return self._interrupt()
             if self.scheduler.admit():
-                self.table = self._request_table()
+                eos = self.tokenizer.eos_token_ids
+                limits = self.scheduler.limits()
+                self.table = make_request_table(self.sampling, limits, eos)
                 self._prefill(should_stop)
             if should_stop() or not self.scheduler.active:
                 continue
@@ -111,18 +113,6 @@ class Generation:
             steps = burst_steps
             if overflow and not self.replay.has_dropped:
                 self._run_out()
-
-    def _request_table(self) -> RequestTable:
-        """Return what the device needs to know of each request slot."""
-        sampling, limits = self.sampling, self.scheduler.limits()
-        biases = bucket(max(MIN_BIASES, len(sampling.logit_bias)))
-        rows = rows_for([sampling if limit else None for limit in limits], biases)
-        return RequestTable(
-            sampling=jax.tree.map(jnp.asarray, rows),
-            max_new_tokens=jnp.asarray([limit or 1 for limit in limits], jnp.int32),
-            ignore_eos=jnp.full(len(limits), sampling.ignore_eos),
-            eos=jnp.asarray(self.tokenizer.eos_token_ids or (-1,), jnp.int32),
-        )
 
     def _prefill(self, should_stop: Callable[[], bool]) -> None:
         """Feed the prompts of started requests, chunk by chunk until asked to stop.
@@ -297,6 +287,26 @@ class Generation:
             notice=self.notices.get(request.index),
         )
         return self.strategy.conclude(tree)
+
+
+def make_request_table(
+    sampling: Sampling, limits: Sequence[int | None], eos_token_ids: Sequence[int]
+) -> RequestTable:
+    """Return what the device needs to know of each request slot.
+
+    Args:
+        sampling: how the tokens of all requests are chosen.
+        limits: tokens that a branch of each request may have; None for free slots.
+        eos_token_ids: tokens that end a text.
+    """
+    biases = bucket(max(MIN_BIASES, len(sampling.logit_bias)))
+    rows = rows_for([sampling if limit else None for limit in limits], biases)
+    return RequestTable(
+        sampling=jax.tree.map(jnp.asarray, rows),
+        max_new_tokens=jnp.asarray([limit or 1 for limit in limits], jnp.int32),
+        ignore_eos=jnp.full(len(limits), sampling.ignore_eos),
+        eos=jnp.asarray(eos_token_ids or (-1,), jnp.int32),
+    )
 
 
 def _looked_at(state: DecodeState) -> dict[str, jax.Array]:

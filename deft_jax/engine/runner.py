@@ -1,6 +1,7 @@
 """The decode state and the compiled programs that change it."""
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from deft_jax.capacity import Capacity
 from deft_jax.engine.device_memory import check_memory, has_memory
+from deft_jax.engine.programs import Programs
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model
 from deft_jax.runtime.prefill import prefill
@@ -30,6 +32,9 @@ GPU_OPTIONS = {
 They are chosen for speed. The second one picks other matrix products, which round
 differently: near ties, a token may differ from what the same model gives elsewhere.
 """
+
+PREFILL = "prefill"
+"""Key of the step that reads prompts; a decode step is known by its planner."""
 
 run_prefill = jax.jit(prefill, static_argnames="method", donate_argnames="state")
 
@@ -59,6 +64,7 @@ class Runner:
         self.model = model
         self.method = method
         self.capacity: Capacity | None = None
+        self.programs = Programs()
         self._state: DecodeState | None = None
         self._compiled: set[tuple] = set()
 
@@ -106,11 +112,10 @@ class Runner:
         The planner's state stays outside, so that planners share a compilation.
         """
         planner_state = self.state.planner
-        state: DecodeState = run_prefill(
-            self.model,
-            dataclasses.replace(self.state, planner=()),
-            chunk,
-            method=self.method,
+        args = self.model, dataclasses.replace(self.state, planner=()), chunk
+        ahead = self.programs.get(self._key(PREFILL))
+        state: DecodeState = (
+            ahead(*args) if ahead else run_prefill(*args, method=self.method)
         )
         self._state = dataclasses.replace(state, planner=planner_state)
         return self._state
@@ -126,17 +131,42 @@ class Runner:
             max_steps: at most `log_steps`.
             planner: what decides on the device.
         """
-        state: DecodeState = decode_program()(
-            self.model,
-            self.state,
-            table,
-            jnp.asarray(dropped),
-            jnp.int32(max_steps),
-            planner=planner,
-            method=self.method,
-        )
-        self._state = state
-        return state
+        args = self.model, self.state, table, jnp.asarray(dropped), jnp.int32(max_steps)
+        ahead = self.programs.get(self._key(planner, table))
+        static = {"planner": planner, "method": self.method}
+        self._state = ahead(*args) if ahead else decode_program()(*args, **static)
+        return self.state
+
+    def compile_ahead(
+        self, capacity: Capacity, table: RequestTable, chunk: Chunk, planner: Planner
+    ) -> None:
+        """Begin to compile both steps on threads of their own; nothing is run.
+
+        The arrays of the model may still be `jax.ShapeDtypeStruct`.
+
+        Args:
+            capacity: sizes of the state.
+            table: any table of the shapes to come.
+            chunk: any chunk of the shapes to come.
+            planner: what decides on the device.
+        """
+        self.capacity = capacity
+        state = jax.eval_shape(lambda: self.create_state(capacity))
+        args = self.model, state, chunk
+        lowered = run_prefill.lower(*args, method=self.method)
+        self.programs.start(self._key(PREFILL), lowered)
+        planner_state = jax.eval_shape(lambda: planner.init(capacity))
+        state = dataclasses.replace(state, planner=planner_state)
+        no_node = jnp.zeros(capacity.nodes, bool)
+        args = self.model, state, table, no_node, jnp.int32(0)
+        static = {"planner": planner, "method": self.method}
+        lowered = decode_program().lower(*args, **static)
+        self.programs.start(self._key(planner, table), lowered)
+
+    def _key(self, step: Hashable, table: RequestTable | None = None) -> Hashable:
+        """Return what a program compiled ahead is known by: all it depends on."""
+        shapes = table and tuple(x.shape for x in jax.tree.leaves(table))
+        return self.capacity, step, shapes
 
     def is_first(self, step: str, planner: Any = None) -> bool:
         """Say once per step, capacity and planner that its program is still to make."""

@@ -154,7 +154,7 @@ class Llama(nnx.Module):
     @property
     def dtype(self) -> jnp.dtype:
         """Type of the weights and activations."""
-        return self.head[...].dtype
+        return self.head.dtype
 
     def __call__(
         self,
