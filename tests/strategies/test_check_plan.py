@@ -13,7 +13,6 @@ from deft_jax.sampling.params import Sampling, rows_for
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies import (
     LENGTH,
-    NO_NODE,
     RUNNING,
     BestOfN,
     Plan,
@@ -24,7 +23,7 @@ from deft_jax.strategies import (
 )
 from deft_jax.tree.appending import append
 from deft_jax.tree.branching import branch
-from deft_jax.tree.state import Tree
+from deft_jax.tree.state import NO_NODE, Tree
 from tests.support.strategies.prompt_lookup import PromptLookup
 from tests.support.strategies.random_growth import RandomGrowth
 from tests.support.tiny_model import CAPACITY, tiny_engine
