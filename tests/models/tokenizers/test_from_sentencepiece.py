@@ -26,7 +26,7 @@ KINDS = {
         "add_dummy_prefix": False,
         "user_defined_symbols": ["<tool>"],
     },
-    "normalised": {"normalization_rule_name": "nmt_nfkc"},
+    "single spaces": {"normalization_rule_name": "identity"},
 }
 letters = st.characters(exclude_categories=["Cs"])
 words = st.sampled_from("the cat sat on mat hat café ﬁn ½ <s> <tool> <0x41>".split())
@@ -144,6 +144,13 @@ def test_damaged_model(tmp_path, content):
 def test_unigram_models_are_refused(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(train("unigram"))
     with pytest.raises(DeftError, match="of type BPE, got type 1"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_models_that_change_characters_are_refused(tmp_path):
+    model = train(normalization_rule_name="nmt_nfkc")
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    with pytest.raises(DeftError, match="got the normaliser 'nmt_nfkc'"):
         Tokenizer.from_folder(tmp_path)
 
 
