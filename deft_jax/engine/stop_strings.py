@@ -95,13 +95,13 @@ class StopMatcher:
         return stop
 
     def _find(self, window: str) -> int | None:
-        """Where the stop begins that is completed first in `window`."""
+        """Return where the stop begins that is completed first in `window`."""
         begins = [(window.find(stop), len(stop)) for stop in self._stops]
         found = [(begin + size, begin) for begin, size in begins if begin >= 0]
         return min(found)[1] if found else None
 
     def _num_held(self, window: str) -> int:
-        """Length of the longest end of `window` that begins a stop string."""
+        """Return the length of the longest end of `window` that begins a stop."""
         longest = max(map(len, self._stops), default=1) - 1
         for size in range(min(longest, len(window)), 0, -1):
             end = window[-size:]

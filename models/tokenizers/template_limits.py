@@ -141,7 +141,7 @@ def check_function(name: str, arguments: list[Any]) -> None:
     """Check what a filter or a method would make of its arguments.
 
     Args:
-        name: of a filter, or of a method of text, bytes, lists or numbers.
+        name: what a filter is called, or a method of text, bytes, lists or numbers.
         arguments: what it works on, then its other arguments.
     """
     budget = current_budget()

@@ -42,7 +42,11 @@ class LimitedGenerator(CodeGenerator):
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         """Write `~` as a call that knows the parts before they are joined."""
-        self.write("environment.concatenated((")
+        context = frame.eval_ctx
+        join = "markup_join" if context.autoescape else "str_join"
+        if context.volatile:
+            join = "(markup_join if context.eval_ctx.autoescape else str_join)"
+        self.write(f"environment.concatenated({join}, (")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
@@ -115,13 +119,11 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         budget.spend(size)
         return value
 
-    def concatenated(self, parts: Iterable[Any]) -> str:
+    def concatenated(self, join: Callable[..., str], parts: tuple[Any, ...]) -> str:
         """Return the text of all parts, one behind the other."""
-        parts = tuple(parts)
         budget = current_budget()
         budget.check(budget.size(parts))
-        join = Markup("").join if any(isinstance(x, Markup) for x in parts) else "".join
-        return budget.made(join(map(str, parts) if join == "".join else parts))
+        return budget.made(join(parts))
 
     def concat(self, parts: Iterable[str]) -> str:
         """Return the text of a block that was written piece by piece."""
@@ -203,6 +205,6 @@ def limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
 
 def _listed(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments, with a list for an iterator that would be used up."""
-    if name not in ("join", "sum", "sort", "unique", "groupby", "string", "tojson"):
+    if name not in ("join", "sum", "sort", "unique", "groupby"):
         return args
     return tuple(list(x) if hasattr(x, "__next__") else x for x in args)

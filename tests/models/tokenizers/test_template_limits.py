@@ -169,6 +169,8 @@ def test_one_message_may_be_larger_than_the_limit_of_values():
         ("{{ '{:>5}|{:,}'.format('a', 12345) }}", "    a|12,345"),
         ("{{ 'a\nb'|indent(2) }}", "a\n  b"),
         ("{{ ('<'|e) ~ 'x' }}", "&lt;x"),
+        ("{{ ('<'|safe) ~ '<' }}", "<<"),
+        ("{% autoescape true %}{{ ('<'|safe) ~ '<' }}{% endautoescape %}", "<&lt;"),
         ("{{ nothing is defined }}{{ nothing }}{{ nothing ~ '' }}", "False"),
         ("{% set x = cycler('a', 'b') %}{{ x.next() }}{{ x.next() }}", "ab"),
     ],
