@@ -1,5 +1,6 @@
 """The tokenizer in a SentencePiece model file, `tokenizer.model`."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def read_sentencepiece(
 
 def _parsed(path: Path) -> Any:
     try:
-        from sentencepiece import sentencepiece_model_pb2 as formats
+        formats: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
     except ImportError as error:
         raise DeftError(
             f"{path.parent} has a tokenizer.model and no tokenizer.json, which takes "

@@ -1,8 +1,8 @@
 """Tokenizers in SentencePiece model files, against the library of that name."""
 
-import builtins
 import io
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -155,12 +155,7 @@ def test_models_that_change_characters_are_refused(tmp_path):
 
 
 def test_without_the_package_the_error_says_what_to_install(write, monkeypatch):
-    def without_sentencepiece(name, *arguments, **keywords):
-        if name.startswith("sentencepiece"):
-            raise ImportError(name)
-        return load(name, *arguments, **keywords)
-
-    load = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", without_sentencepiece)
+    # None among the modules makes an import fail.
+    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
     with pytest.raises(DeftError, match=r"pip install 'deft-jax\[sentencepiece\]'"):
         Tokenizer.from_folder(write())
