@@ -63,7 +63,8 @@ class StopMatcher:
         """
         if self._stop_at is not None:
             return ""
-        window = self._held + text + self._marks.get(token, "")
+        mark = "" if token is None else self._marks.get(token, "")
+        window = self._held + text + mark
         begin = self._find(window)
         if begin is not None:
             shown = self._release(window, begin, held="")

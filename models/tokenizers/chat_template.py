@@ -3,6 +3,7 @@
 The environment is the one for which checkpoints write their templates, that of
 Hugging Face transformers: sandboxed, blocks trimmed, with `raise_exception`,
 `strftime_now`, `{% break %}`, `{% generation %}` and a `tojson` that leaves HTML alone.
+Unlike there, a template has limits of time and size.
 """
 
 import functools
@@ -15,9 +16,11 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from deft_jax.errors import DeftError
+
+from .template_limits import MAX_SOURCE, end_budget, start_budget
+from .template_sandbox import LimitedEnvironment, limited_filter
 
 _OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt"}
 
@@ -66,10 +69,23 @@ def render_chat_template(
     variables["tools"] = None if tools is None else [dict(tool) for tool in tools]
     variables["add_generation_prompt"] = add_generation_prompt
     try:
-        return _compiled(source).render(variables)
+        return _rendered(source, variables)
     except Exception as error:  # A template may fail as any program may.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error)[:500].split()) or type(error).__name__
         raise DeftError(f"the checkpoint's chat template failed: {reason}") from error
+
+
+def _rendered(source: str, variables: dict[str, Any]) -> str:
+    if len(source) > MAX_SOURCE:
+        raise ValueError(
+            f"expected at most {MAX_SOURCE} characters of template, got {len(source)}"
+        )
+    template = _compiled(source)
+    budget = start_budget(variables)
+    try:
+        return template.render(variables)
+    finally:
+        end_budget(budget)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -84,12 +100,12 @@ class _Generation(jinja2.ext.Extension):
 
 @functools.lru_cache(maxsize=8)
 def _compiled(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
+    environment = LimitedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_Generation, jinja2.ext.loopcontrols],
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = limited_filter("tojson", _to_json)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment.from_string(source)
@@ -116,4 +132,8 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(format: str) -> str:
+    if len(format) > 1000:
+        raise ValueError(
+            f"expected a date format of 1000 characters, got {len(format)}"
+        )
     return datetime.now().strftime(format)

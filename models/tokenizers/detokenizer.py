@@ -33,9 +33,12 @@ _BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 class PieceCodec:
     """How one vocabulary spells bytes.
 
-    byte_level: pieces are written in GPT-2's byte alphabet; else as SentencePiece.
-    byte_fallback: pieces such as `<0x0A>` stand for a single byte.
-    strips_space: the space that the tokenizer puts before a text is taken off again.
+    Attributes:
+        byte_level: true if pieces are written in GPT-2's byte alphabet, false if a
+            space is written as SentencePiece does.
+        byte_fallback: true if pieces such as `<0x0A>` stand for a single byte.
+        strips_space: true if the space that the tokenizer puts before a text is taken
+            off again.
     """
 
     byte_level: bool
@@ -66,7 +69,12 @@ class PieceCodec:
         )
 
     def to_bytes(self, piece: str, *, added: bool) -> bytes:
-        """Bytes of one piece; `added` pieces are plain text, not the byte alphabet."""
+        """Return the bytes of one piece.
+
+        Args:
+            piece: its spelling in the vocabulary.
+            added: true if it was added as plain text, not in the byte alphabet.
+        """
         if self.byte_level:
             return piece.encode() if added else _byte_level_bytes(piece)
         if self.byte_fallback and (match := _BYTE_PIECE.fullmatch(piece)):
@@ -95,9 +103,10 @@ class Detokenizer:
     ):
         """Start at the beginning of a sequence.
 
-        token_bytes: gives the bytes of a token id.
-        skipped: token ids without text, such as special tokens.
-        strips_space: drop one space at the very beginning of the text.
+        Args:
+            token_bytes: gives the bytes of a token id.
+            skipped: token ids without text, such as special tokens.
+            strips_space: drop one space at the very beginning of the text.
         """
         self._token_bytes = token_bytes
         self._skipped = skipped
@@ -136,7 +145,7 @@ class Detokenizer:
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    """Bytes of a piece in GPT-2's alphabet, or its UTF-8 if it is not in it."""
+    """Return the bytes of a piece in GPT-2's alphabet, of any other its UTF-8."""
     try:
         return bytes(_BYTE_OF_CODE_POINT[ord(character)] for character in piece)
     except KeyError:

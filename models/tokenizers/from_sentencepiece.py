@@ -1,5 +1,6 @@
 """The tokenizer in a SentencePiece model file, `tokenizer.model`."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def read_sentencepiece(
             f"{model.trainer_spec.model_type}; use a checkpoint with tokenizer.json"
         )
     normalizer = model.normalizer_spec
+    if normalizer.precompiled_charsmap:
+        raise DeftError(
+            f"{path}: expected a SentencePiece model that leaves characters as they "
+            f"are, got the normaliser {normalizer.name!r}; use a checkpoint with "
+            "tokenizer.json"
+        )
     values = {
         "tokens": [piece.piece for piece in model.pieces],
         "scores": [piece.score for piece in model.pieces],
@@ -47,13 +54,10 @@ def read_sentencepiece(
     metadata = {f"tokenizer.ggml.{name}": value for name, value in values.items()}
     # The kinds of pieces have the same numbers in both formats.
     backend = read_sentencepiece_backend(GGUFVocabulary.from_metadata(metadata))
-    before = []
-    if normalizer.precompiled_charsmap:
-        before.append(normalizers.Precompiled(normalizer.precompiled_charsmap))
     if normalizer.remove_extra_whitespaces:
-        before += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if before:
-        backend.normalizer = normalizers.Sequence([*before, backend.normalizer])
+        outer = normalizers.Replace(Regex(r"\A +| +\z"), "")
+        inner = normalizers.Replace(Regex(" {2,}"), " ")
+        backend.normalizer = normalizers.Sequence([outer, inner, backend.normalizer])
     _add(backend, path, added)
     defaults: dict[str, Any] = {"add_bos_token": True}
     for name in ("bos", "eos"):
@@ -65,7 +69,7 @@ def read_sentencepiece(
 
 def _parsed(path: Path) -> Any:
     try:
-        from sentencepiece import sentencepiece_model_pb2 as formats
+        formats: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
     except ImportError as error:
         raise DeftError(
             f"{path.parent} has a tokenizer.model and no tokenizer.json, which takes "

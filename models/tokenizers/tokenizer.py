@@ -36,7 +36,7 @@ class Tokenizer:
         """Read a local folder laid out as Hugging Face checkpoints are.
 
         Raises:
-            DeftError: `tokenizer.json` is missing, or a file cannot be read.
+            DeftError: there is no tokenizer, or a file cannot be read.
         """
         return cls(read_folder_tokenizer(Path(path)))
 
@@ -44,7 +44,8 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
         """Build the tokenizer that the metadata of a GGUF file describes.
 
-        metadata: plain Python values by their GGUF keys.
+        Args:
+            metadata: plain Python values by their GGUF keys.
 
         Raises:
             DeftError: a key is missing, or the kind of vocabulary is not supported.
@@ -192,9 +193,11 @@ class Tokenizer:
     ) -> Detokenizer:
         """Return a detokenizer for the tokens that follow `context`.
 
-        context: token ids that come before, such as the prompt; their text is not
-            returned again. Without it the first token begins a text, and a
-            SentencePiece vocabulary takes the space before it off.
+        Args:
+            context: token ids that come before, such as the prompt; their text is not
+                returned again. Without it the first token begins a text, and a
+                SentencePiece vocabulary takes the space before it off.
+            skip_special_tokens: leave special tokens out of the text.
         """
         detokenizer = Detokenizer(
             self.token_bytes,

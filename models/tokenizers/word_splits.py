@@ -41,7 +41,6 @@ _QWEN2 = _modern(_ENGLISH, _DIGIT)
 _HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _HAN_AND_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _SENTENCE = r" ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{0964}\x{06D4}\x{060C})]+"
-_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
 _DEEPSEEK3 = "|".join(
     [
         r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
@@ -92,8 +91,8 @@ class WordSplit:
         return pre_tokenizers.Sequence([*cuts, to_bytes])
 
 
-DEFAULT_SPLIT = WordSplit((_PUNCTUATION, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
-"""What llama.cpp takes where a file does not say how words are cut."""
+DEFAULT_SPLIT = WordSplit((_GPT2,))
+"""What most vocabularies took before files said how words are cut."""
 
 _SPLITS = {
     ("a.x-4.0", "exaone4", "gigachat", "gpt-2", "granite-docling", "jais"): (_GPT2,),

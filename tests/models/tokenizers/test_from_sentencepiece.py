@@ -1,8 +1,8 @@
 """Tokenizers in SentencePiece model files, against the library of that name."""
 
-import builtins
 import io
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -26,7 +26,7 @@ KINDS = {
         "add_dummy_prefix": False,
         "user_defined_symbols": ["<tool>"],
     },
-    "normalised": {"normalization_rule_name": "nmt_nfkc"},
+    "single spaces": {"normalization_rule_name": "identity"},
 }
 letters = st.characters(exclude_categories=["Cs"])
 words = st.sampled_from("the cat sat on mat hat café ﬁn ½ <s> <tool> <0x41>".split())
@@ -147,13 +147,15 @@ def test_unigram_models_are_refused(tmp_path):
         Tokenizer.from_folder(tmp_path)
 
 
-def test_without_the_package_the_error_says_what_to_install(write, monkeypatch):
-    def without_sentencepiece(name, *arguments, **keywords):
-        if name.startswith("sentencepiece"):
-            raise ImportError(name)
-        return load(name, *arguments, **keywords)
+def test_models_that_change_characters_are_refused(tmp_path):
+    model = train(normalization_rule_name="nmt_nfkc")
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    with pytest.raises(DeftError, match="got the normaliser 'nmt_nfkc'"):
+        Tokenizer.from_folder(tmp_path)
 
-    load = builtins.__import__
-    monkeypatch.setattr(builtins, "__import__", without_sentencepiece)
+
+def test_without_the_package_the_error_says_what_to_install(write, monkeypatch):
+    # None among the modules makes an import fail.
+    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
     with pytest.raises(DeftError, match=r"pip install 'deft-jax\[sentencepiece\]'"):
         Tokenizer.from_folder(write())

@@ -9,9 +9,10 @@ BYTE_LEVEL_MERGES = ("h e", "l l", "he ll", "hell o", "1 2", "12 3", "123 4")
 
 
 def byte_level_metadata(**overrides: Any) -> dict[str, Any]:
-    """Return a byte-level BPE with all bytes, two control tokens and one user-defined.
+    """Return a byte-level BPE: all bytes, two control tokens and one user-defined.
 
-    overrides: values by the part of the key behind `tokenizer.ggml.`.
+    Args:
+        overrides: values by the part of the key behind `tokenizer.ggml.`.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = ["<|begin|>", "<|end|>", "<tool é>", *alphabet]
@@ -31,7 +32,8 @@ def byte_level_metadata(**overrides: Any) -> dict[str, Any]:
 def sentencepiece_metadata(**overrides: Any) -> dict[str, Any]:
     """Return a SentencePiece BPE with all byte pieces; the first scores are the best.
 
-    overrides: values by the part of the key behind `tokenizer.ggml.`.
+    Args:
+        overrides: values by the part of the key behind `tokenizer.ggml.`.
     """
     words = ["▁a", "ab", "▁ab", "s>", "▁", "a", "b", "<", "s", ">", "é"]
     byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -49,5 +51,5 @@ def sentencepiece_metadata(**overrides: Any) -> dict[str, Any]:
 
 
 def _keyed(values: dict[str, Any]) -> dict[str, Any]:
-    """Full GGUF keys; a value of None leaves the key out."""
+    """Return values by full GGUF keys; one of None leaves its key out."""
     return {f"tokenizer.ggml.{k}": v for k, v in values.items() if v is not None}
