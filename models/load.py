@@ -53,7 +53,7 @@ def load_model(
         tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
     else:
         tokenizer = Tokenizer.from_folder(checkpoint.source)
-    model = Llama.from_checkpoint(config, checkpoint.read, dtype, progress)
+    model = Llama.from_checkpoint(config, checkpoint.matrix, dtype, progress)
     return model, tokenizer
 
 
