@@ -30,7 +30,7 @@ WIDE = dataclasses.replace(CONFIG, hidden_size=512, mlp_size=512)
 
 @pytest.fixture(params=["folder", "gguf"])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A checkpoint of `CONFIG` in one format or the other."""
+    """Write a checkpoint of `CONFIG` in one format or the other."""
     weights = mild_weights(CONFIG)
     if request.param == "gguf":
         return write_loadable_gguf(tmp_path / "model.gguf", CONFIG, weights)
@@ -41,6 +41,7 @@ class Reader:
     """Reads random tensors and counts how many of them are alive at once."""
 
     def __init__(self, config):
+        """Read tensors of the shapes of a config."""
         self.most_alive = 0
         self._shapes = config.expected_tensors()
         self._alive = 0
