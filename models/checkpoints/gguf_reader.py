@@ -106,7 +106,8 @@ class GGUFCheckpoint:
         Raises:
             DeftError: there is no tensor of that name, or `gguf` cannot dequantise it.
         """
-        return _dequantized(self._paths[name], self._tensor(name), self._rows(name))
+        tensor = self._tensor(name)
+        return _dequantized(self._paths[name], tensor, self._rows(name))
 
     def matrix(self, name: str) -> np.ndarray | BlockMatrix:
         """Return a tensor that is dequantised later, a few rows at a time, if it can.

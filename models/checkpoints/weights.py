@@ -122,19 +122,35 @@ def _fill(weight: np.ndarray, config: LlamaConfig, name: str, read: Read) -> str
             weight[start : start + size] = 0
             start += size
             continue
-        tensor, finite = read(source), True
-        for first in range(0, len(tensor), _BLOCK_ROWS):
-            rows = _rows(tensor, first, first + _BLOCK_ROWS)
-            if scale is not None:
-                rows = rows.astype(np.float32, copy=False) * scale
-            rows = rows.astype(weight.dtype, copy=False)
-            finite = finite and _is_finite(rows)
-            # A vector and an embedding lie as in the checkpoint.
-            part = weight if weight.ndim == 1 or name == "embedding" else weight.T
-            part[start : start + len(rows)] = rows
-            start += len(rows)
+        # A vector and an embedding lie as in the checkpoint.
+        part = weight if weight.ndim == 1 or name == "embedding" else weight.T
+        # No name here keeps a tensor alive while the next one is read.
+        start, finite = _put(part, start, read(source), scale)
         bad = bad or (None if finite else source)
     return bad
+
+
+def _put(
+    part: np.ndarray,
+    start: int,
+    tensor: np.ndarray | BlockMatrix,
+    scale: np.ndarray | None,
+) -> tuple[int, bool]:
+    """Write a tensor, scaled by float32 `scale` [E], to rows of a weight.
+
+    Returns:
+        The next free row, and whether all values are finite.
+    """
+    finite = True
+    for first in range(0, len(tensor), _BLOCK_ROWS):
+        rows = _rows(tensor, first, first + _BLOCK_ROWS)
+        if scale is not None:
+            rows = rows.astype(np.float32, copy=False) * scale
+        rows = rows.astype(part.dtype, copy=False)
+        finite = finite and _is_finite(rows)
+        part[start : start + len(rows)] = rows
+        start += len(rows)
+    return start, finite
 
 
 def _rows(tensor: np.ndarray | BlockMatrix, first: int, last: int) -> np.ndarray:
