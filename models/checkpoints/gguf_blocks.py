@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-_BLOCK_VALUES = 32
+BLOCK_VALUES = 32
+"""Values of a block, which share their scale and their offset."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class BlockMatrix:
     def transposed(self, first: int, last: int) -> np.ndarray:
         """Return rows `first` to `last` as columns: [E, last - first] float32."""
         blocks = self.blocks[first:last]
-        out = np.empty((blocks.shape[1], _BLOCK_VALUES, len(blocks)), np.float32)
+        out = np.empty((blocks.shape[1], BLOCK_VALUES, len(blocks)), np.float32)
         DECODERS[self.kind](blocks, out)
         return out.reshape(-1, len(blocks))
 
