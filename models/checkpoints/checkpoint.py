@@ -14,6 +14,7 @@ from deft_jax.errors import DeftError
 
 from ..config.config import LlamaConfig
 from ..config.fields import shown
+from .gguf_blocks import BlockMatrix
 from .gguf_reader import GGUFCheckpoint
 from .safetensors_reader import SafetensorsCheckpoint
 
@@ -50,6 +51,10 @@ class Checkpoint(Protocol):
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor: float32, float16 or bfloat16, matrices [output, input]."""
+        ...
+
+    def matrix(self, name: str) -> np.ndarray | BlockMatrix:
+        """Return a tensor, or one of quantised blocks that are decoded as needed."""
         ...
 
 

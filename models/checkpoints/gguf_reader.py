@@ -12,6 +12,7 @@ from deft_jax.errors import DeftError
 
 from ..config.config import LlamaConfig
 from ..config.config_sources import PROJECTIONS
+from .gguf_blocks import BlockMatrix
 from .gguf_set import open_gguf_set
 
 _ROPE_FACTORS = (
@@ -106,12 +107,24 @@ class GGUFCheckpoint:
             DeftError: there is no tensor of that name, or `gguf` cannot dequantise it.
         """
         tensor = self._tensor(name)
-        rows = tensor.data
+        return _dequantized(self._paths[name], tensor, self._rows(name))
+
+    def matrix(self, name: str) -> np.ndarray | BlockMatrix:
+        """Return a tensor that is dequantised later, a few rows at a time, if it can.
+
+        Raises:
+            DeftError: there is no tensor of that name, or `gguf` cannot dequantise it.
+        """
+        blocks = BlockMatrix.wrap(self._rows(name), self._tensor(name).tensor_type)
+        return self.read(name) if blocks is None else blocks
+
+    def _rows(self, name: str) -> np.ndarray:
+        rows = self._tensor(name).data
         if ".q_proj." in name:
-            rows = _unpermuted(rows, self.config.num_q_heads)
-        elif ".k_proj." in name:
-            rows = _unpermuted(rows, self.config.num_kv_heads)
-        return _dequantized(self._paths[name], tensor, rows)
+            return _unpermuted(rows, self.config.num_q_heads)
+        if ".k_proj." in name:
+            return _unpermuted(rows, self.config.num_kv_heads)
+        return rows
 
     def _tensor(self, name: str) -> ReaderTensor:
         if name not in self._tensors:

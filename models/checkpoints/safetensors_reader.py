@@ -73,6 +73,10 @@ class SafetensorsCheckpoint:
             )
         return file.get_tensor(name)
 
+    def matrix(self, name: str) -> np.ndarray:
+        """Return a tensor, as `read` does."""
+        return self.read(name)
+
     def _file(self, name: str) -> safe_open:
         if name not in self._files:
             raise DeftError(f"{self.source}: no tensor {shown(name)}")

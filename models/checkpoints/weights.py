@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from ..config.config import LlamaConfig
+from .gguf_blocks import BLOCK_VALUES, BlockMatrix
 
-Read = Callable[[str], np.ndarray]
-"""A checkpoint's tensor by its Hugging Face name; matrices are [output, input]."""
+Read = Callable[[str], np.ndarray | BlockMatrix]
+"""Gives a checkpoint tensor by its Hugging Face name; matrices are [output, input]."""
 
 Progress = Callable[[int, int], None]
 """Function that is told how many weights are placed so far and how many there are."""
@@ -112,28 +113,53 @@ def _fill(weight: np.ndarray, config: LlamaConfig, name: str, read: Read) -> str
     """Write checkpoint tensors into a weight; return one that is not finite."""
     norm, bad, scale = _norm(name), None, None
     if norm is not None:
-        scale = read(norm).astype(np.float32)
+        scale = _rows(read(norm), 0, config.hidden_size).astype(np.float32)
         bad = None if _is_finite(scale) else norm
-    column = 0
+    sizes, start = config.layer_shapes(), 0
     for source, is_stored in _sources(config, name):
-        finite = True
-        if name == "embedding":
-            weight[...] = read(source)
-            finite = _is_finite(weight)
-        elif not is_stored:
-            size = config.layer_shapes()[source.split(".", 3)[3].removesuffix(".bias")]
-            weight[column : column + size[0]] = 0
-            column += size[0]
-        elif weight.ndim == 1:
-            vector = read(source)
-            weight[column : column + len(vector)] = vector
-            finite = _is_finite(weight[column : column + len(vector)])
-            column += len(vector)
-        else:
-            column, finite = _put_transposed(weight, column, read(source), scale)
-        if not finite and bad is None:
-            bad = source
+        if not is_stored:
+            size = sizes[source.split(".", 3)[3].removesuffix(".bias")][0]
+            weight[start : start + size] = 0
+            start += size
+            continue
+        # A vector and an embedding lie as in the checkpoint.
+        part = weight if weight.ndim == 1 or name == "embedding" else weight.T
+        # No name here keeps a tensor alive while the next one is read.
+        start, finite = _put(part, start, read(source), scale)
+        bad = bad or (None if finite else source)
     return bad
+
+
+def _put(
+    part: np.ndarray,
+    start: int,
+    tensor: np.ndarray | BlockMatrix,
+    scale: np.ndarray | None,
+) -> tuple[int, bool]:
+    """Write a tensor, scaled by float32 `scale` [E], to rows of a weight.
+
+    Returns:
+        The next free row, and whether all values are finite.
+    """
+    # Values of a block are finite together, but for a narrow type that overflows.
+    are_blocks = isinstance(tensor, BlockMatrix) and part.dtype != np.float16
+    finite, every = True, BLOCK_VALUES if are_blocks else 1
+    for first in range(0, len(tensor), _BLOCK_ROWS):
+        rows = _rows(tensor, first, first + _BLOCK_ROWS)
+        if scale is not None:
+            rows = rows.astype(np.float32, copy=False) * scale
+        rows = rows.astype(part.dtype, copy=False)
+        finite = finite and _is_finite(rows[..., ::every])
+        part[start : start + len(rows)] = rows
+        start += len(rows)
+    return start, finite
+
+
+def _rows(tensor: np.ndarray | BlockMatrix, first: int, last: int) -> np.ndarray:
+    """Return rows of a tensor; those of blocks are columns in memory."""
+    if isinstance(tensor, BlockMatrix):
+        return tensor.transposed(first, last).T
+    return tensor[first:last]
 
 
 def _is_finite(values: np.ndarray) -> bool:
@@ -179,26 +205,6 @@ def _norm(name: str) -> str | None:
     layers, index, weight = name.split(".")
     norm = LAYER_NORMS.get(weight)
     return norm and f"model.{layers}.{index}.{norm}.weight"
-
-
-def _put_transposed(
-    weight: np.ndarray, column: int, tensor: np.ndarray, scale: np.ndarray | None
-) -> tuple[int, bool]:
-    """Write a tensor's rows to columns of a weight, scaled by float32 `scale` [E].
-
-    Returns:
-        The next free column, and whether all values are finite.
-    """
-    finite = True
-    for row in range(0, len(tensor), _BLOCK_ROWS):
-        block = tensor[row : row + _BLOCK_ROWS]
-        if scale is not None:
-            block = block.astype(np.float32, copy=False) * scale
-        block = block.astype(weight.dtype, copy=False)
-        finite = finite and _is_finite(block)
-        weight[:, column : column + len(block)] = block.T
-        column += len(block)
-    return column, finite
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""One network per file."""
+"""Networks, one per file."""

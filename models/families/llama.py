@@ -72,13 +72,13 @@ class Layer(nnx.Module):
         heads = heads.reshape(x.shape[0], -1, config.head_dim)
         qkv = QKV(inputs, heads, cos, sin, config.num_kv_heads, eps)
         mixed, cache = ops.attend(qkv, cache)
-        mixed = mixed.reshape(x.shape[0], -1) @ self.out[...]
+        mixed = _product(mixed.reshape(x.shape[0], -1), self.out[...])
         x = x + _biased(mixed, self.out_bias)
         inputs, hidden, eps = _projected(
             x, self.gate_up, self.gate_up_bias, config.rms_eps
         )
         gated = ops.swiglu(inputs, hidden, eps)
-        return x + _biased(gated @ self.down[...], self.down_bias), cache
+        return x + _biased(_product(gated, self.down[...]), self.down_bias), cache
 
 
 class Llama(nnx.Module):
@@ -186,10 +186,8 @@ class Llama(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return [Q, V] float32 logits of [Q, E] hidden states."""
         rows = hidden.shape[0]
-        if rows == 1 and device_of(hidden).platform == "gpu":
-            # A single row becomes a product of a matrix and a vector in float32, for
-            # which XLA converts the whole head in every step.
-            hidden = jnp.concatenate([hidden, hidden])
+        if device_of(hidden).platform == "gpu" or _converts_weights(hidden):
+            hidden = _doubled(hidden)
         logits = jnp.dot(hidden, self.head[...], preferred_element_type=jnp.float32)
         return logits[:rows]
 
@@ -217,11 +215,36 @@ def _projected(
     """
     # Before the scale of the norm float16 may be too narrow for the sums.
     wide = jnp.float32 if x.dtype == jnp.float16 else x.dtype
-    products = jnp.dot(x, weight[...], preferred_element_type=wide)
+    products = _product(x, weight[...], wide)
     if bias is None:
         return x, products, eps
     scaled = rms_scaled(products, x, eps) + bias[...].astype(jnp.float32)[None]
     return jnp.ones_like(x), scaled, 0.0
+
+
+def _product(
+    x: jax.Array, weight: jax.Array, dtype: jnp.dtype | None = None
+) -> jax.Array:
+    """Multiply x [Q, E] by a weight [E, ...] of a layer; sums have `dtype`."""
+    if not _converts_weights(x):
+        return jnp.dot(x, weight, preferred_element_type=dtype)
+    return jnp.dot(_doubled(x), weight, preferred_element_type=dtype)[:1]
+
+
+def _converts_weights(x: jax.Array) -> bool:
+    """Return whether XLA would convert a whole weight before a product with x [Q, E].
+
+    It computes a product of a matrix and a single row in float32, and on a CPU that
+    takes bfloat16 weights through a copy of twice their size, in every step. Two rows
+    are multiplied as they are.
+    """
+    is_row = x.shape[0] == 1 and x.dtype == jnp.bfloat16
+    return is_row and device_of(x).platform == "cpu"
+
+
+def _doubled(x: jax.Array) -> jax.Array:
+    """Return a single row [1, E] twice; several rows as they are."""
+    return jnp.concatenate([x, x]) if x.shape[0] == 1 else x
 
 
 def _biased(products: jax.Array, bias: nnx.Param | None) -> jax.Array:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 
 from deft_jax.errors import DeftError
 from deft_jax.models.checkpoints import weights as weights_module
+from deft_jax.models.checkpoints.checkpoint import open_checkpoint
+from deft_jax.models.checkpoints.gguf_blocks import DECODERS, BlockMatrix
 from deft_jax.models.checkpoints.weights import READERS, read_weights, weight_shapes
 from deft_jax.models.config.config import SHAPES
 from deft_jax.models.load import DTYPES, load_model
@@ -23,6 +26,7 @@ from tests.support.models.loadable_checkpoints import (
     write_loadable_folder,
     write_loadable_gguf,
 )
+from tests.support.models.synthetic_checkpoints import write_gguf
 
 CONFIG = dataclasses.replace(SHAPES["tiny"], num_layers=6, tie_embeddings=False)
 WIDE = dataclasses.replace(CONFIG, hidden_size=512, mlp_size=512)
@@ -30,7 +34,7 @@ WIDE = dataclasses.replace(CONFIG, hidden_size=512, mlp_size=512)
 
 @pytest.fixture(params=["folder", "gguf"])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Return a checkpoint of `CONFIG` in one format or the other."""
+    """Write a checkpoint of `CONFIG` in one format or the other."""
     weights = mild_weights(CONFIG)
     if request.param == "gguf":
         return write_loadable_gguf(tmp_path / "model.gguf", CONFIG, weights)
@@ -41,6 +45,7 @@ class Reader:
     """Reads random tensors and counts how many of them are alive at once."""
 
     def __init__(self, config):
+        """Read tensors of the shapes of a config."""
         self.most_alive = 0
         self._shapes = config.expected_tensors()
         self._alive = 0
@@ -166,6 +171,28 @@ def test_a_weight_that_is_not_finite_is_named(name: str, dtype: str):
     with pytest.warns(UserWarning, match=f"^tensor {name} holds NaN or infinity") as w:
         read_weights(CONFIG, weights.__getitem__, jnp.dtype(dtype))
     assert len(w) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_block_that_is_not_finite_is_named(
+    tmp_path: Path, kind: gguf.GGMLQuantizationType, dtype: str
+):
+    path = write_gguf(tmp_path / "m.gguf", CONFIG, mild_weights(CONFIG), kind)
+    checkpoint = open_checkpoint(path)
+    name = "model.layers.5.mlp.down_proj.weight"
+
+    def read(asked: str) -> np.ndarray | BlockMatrix:
+        tensor = checkpoint.matrix(asked)
+        if asked == name:
+            assert isinstance(tensor, BlockMatrix)
+            blocks = tensor.blocks.copy()
+            blocks[37, 2, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
+            tensor = BlockMatrix(blocks, kind)
+        return tensor
+
+    with pytest.warns(UserWarning, match=f"^tensor {name} holds NaN or infinity"):
+        read_weights(CONFIG, read, jnp.dtype(dtype))
 
 
 def test_a_weight_that_is_too_large_for_the_dtype_is_named():

@@ -9,6 +9,7 @@ import pytest
 from deft_jax.errors import DeftError
 from deft_jax.models.checkpoints import gguf_reader
 from deft_jax.models.checkpoints.checkpoint import check_shapes, open_checkpoint
+from deft_jax.models.checkpoints.gguf_blocks import BlockMatrix
 from deft_jax.models.checkpoints.gguf_reader import GGUFCheckpoint
 from deft_jax.models.config.config import SHAPES
 from tests.support.models.synthetic_checkpoints import (
@@ -56,6 +57,10 @@ def test_weights_come_back_in_hugging_face_layout(tmp_path, monkeypatch, kind):
         actual = checkpoint.read(name)
         assert actual.dtype == np.float32
         np.testing.assert_array_equal(actual, expected, err_msg=name)
+        matrix = checkpoint.matrix(name)
+        if isinstance(matrix, BlockMatrix):
+            matrix = matrix.transposed(0, len(matrix)).T
+        np.testing.assert_array_equal(matrix, expected, err_msg=name)
 
 
 def test_k_quants_are_read(tmp_path):
@@ -139,3 +144,5 @@ def test_absent_tensor_is_named(tmp_path):
     checkpoint = GGUFCheckpoint(write_gguf(tmp_path / "tiny.gguf", TINY))
     with pytest.raises(DeftError, match="tiny.gguf: no tensor lm_head.weight"):
         checkpoint.read("lm_head.weight")
+    with pytest.raises(DeftError, match="tiny.gguf: no tensor lm_head.weight"):
+        checkpoint.matrix("lm_head.weight")

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from deft_jax.errors import DeftError
-from deft_jax.models.checkpoints.checkpoint import check_shapes
+from deft_jax.models.checkpoints.checkpoint import check_shapes, open_checkpoint
 from deft_jax.models.checkpoints.safetensors_reader import SafetensorsCheckpoint
 from deft_jax.models.config.config import SHAPES
 from tests.support.models.synthetic_checkpoints import (
@@ -59,6 +59,14 @@ def test_generation_config_ends_the_text(tmp_path):
     assert checkpoint.config.eos_token_ids == (6, 7)
     generation.write_text('{"temperature": 0.6}')
     assert SafetensorsCheckpoint(folder).config.eos_token_ids == (5,)
+
+
+def test_a_folder_may_hold_a_sentencepiece_tokenizer_alone(tmp_path):
+    folder = write_folder(tmp_path / "model", TINY)
+    (folder / "tokenizer.model").write_bytes(b"")
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.source == folder
+    check_shapes(TINY, checkpoint)
 
 
 def test_other_dtypes_are_named(tmp_path):

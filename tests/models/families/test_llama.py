@@ -193,6 +193,23 @@ def test_narrow_dtypes_stay_near_numpy(tmp_path: Path, name: str, dtype: str):
         np.testing.assert_array_less(errors, ROW_TOLERANCE[dtype])
 
 
+def test_one_row_converts_no_bfloat16_weight_as_a_whole_on_a_cpu():
+    model = Llama.random(SHAPES["tiny"], seed=0, dtype=jnp.bfloat16)
+    step = jax.jit(lambda model, tokens: dense_logits(model, tokens))
+    program = step.lower(model, jnp.zeros(1, jnp.int32)).compile().as_text()
+    shapes = {leaf.shape for leaf in jax.tree.leaves(model) if leaf.ndim == 2}
+    for rows, columns in shapes:
+        assert f"bf16[{rows},{columns}]" in program
+        assert f"f32[{rows},{columns}]" not in program
+
+
+def test_one_row_of_bfloat16_is_near_the_same_row_among_others():
+    model = Llama.random(SHAPES["tiny"], seed=0, dtype=jnp.bfloat16)
+    several = dense_logits(model, jnp.asarray(TOKENS), chunk=2)
+    single = dense_logits(model, jnp.asarray(TOKENS), chunk=1)
+    np.testing.assert_array_less(row_errors(single, several), 3e-2)
+
+
 def test_caches_continue_a_sequence():
     model = Llama.random(SHAPES["tiny"], seed=0, dtype=jnp.float32)
     tokens = jnp.asarray(TOKENS)
