@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deft_jax.tree import branching
-from deft_jax.tree.appending import append
+from deft_jax.tree.appending import append, append_at_starts
 from deft_jax.tree.draft_levels import Growth, branch_rows
 from deft_jax.tree.state import NO_NODE, OUT_OF_NODES, Tree, replace
 from tests.support.tree_invariants import assert_same
@@ -123,5 +123,6 @@ def test_the_example_of_the_module():
     assert (grown.end - grown.first)[node].tolist() == [4, 2, 1, 1]
     assert grown.start[node].tolist() == [3, 4, 4, 5]
     assert storage.tolist() == [int(node[0])] * 4
-    grown, _ = grow(grown, node, ints([4, 5, 6, 7]))
+    grown, slots = jax.jit(append_at_starts)(grown, node, ints([4, 5, 6, 7]))
+    assert slots.position.tolist() == [3, 4, 4, 5]
     grown.check()
