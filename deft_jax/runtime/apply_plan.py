@@ -8,7 +8,7 @@ from deft_jax.runtime.state import DecodeState
 from deft_jax.strategies.protocol import RUNNING, Plan
 from deft_jax.tree.appending import (
     NextSlots,
-    append_to_leaves,
+    append_at_starts,
     fill,
     find_next_slots,
 )
@@ -61,7 +61,7 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
     # they leave as it is, it works in place, and most plans change nothing.
     carry = tree, jnp.where(live, plan.source, size), state.branch_keys
     tree, node, keys = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
-    tree, slots = append_to_leaves(tree, node, plan.token)
+    tree, slots = append_at_starts(tree, node, plan.token)
     return tree, slots, roots, keys
 
 

@@ -69,12 +69,14 @@ def append(tree: Tree, node: jax.Array, token: jax.Array) -> tuple[Tree, Slots]:
     return fill(tree, node, token, next_slots, fits)
 
 
-def append_to_leaves(
+def append_at_starts(
     tree: Tree, node: jax.Array, token: jax.Array
 ) -> tuple[Tree, Slots]:
-    """Append as `append` does, to nodes that have no node below them.
+    """Append as `append` does, where the starts of all nodes are right already.
 
-    The decode loop has made sure of this, so nothing below is looked at.
+    No node moves: there is none below those that grow, or `branch_rows` has counted
+    the tokens they get. For the decode loop, which has made sure of it; neither nodes
+    below nor the arguments are looked at.
     """
     next_slots = find_next_slots(tree, storage_of(tree, node))
     fits = next_slots.fit(tree)

@@ -50,7 +50,9 @@ def branch_rows(
     Returns:
         The tree, [B] int32 the node of each row and [B] int32 the node that owns its
         pages, N for rows without one. If too few nodes are free the tree is as it was
-        but for its overflow bit, and no row that branches has a node.
+        but for its overflow bit, and no row that branches has a node. New nodes start
+        behind the tokens that the rows above them get next: these are put in by
+        `append_at_starts` or `fill`; `append` would count them again.
     """
     size = tree.num_nodes
     if draft_depth > 1:

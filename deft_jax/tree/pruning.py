@@ -53,7 +53,7 @@ def accept(tree: Tree, tip: jax.Array) -> Tree:
 
 
 def accept_and_prune(
-    tree: Tree, tip: jax.Array, doomed: jax.Array, keep: jax.Array
+    tree: Tree, tip: jax.Array, doomed: jax.Array, keep: jax.Array | None
 ) -> Tree:
     """Do what `prune(accept(tree, tip), doomed, keep)` does, in one pass."""
     doomed, keep = _check_masks(tree, doomed, keep)

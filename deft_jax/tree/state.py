@@ -16,6 +16,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from deft_jax.errors import DeftError
 from deft_jax.tree.invariants import NO_NODE, find_faults
@@ -147,7 +148,7 @@ class Tree:
             DeftError: something does not hold; the message names the first node, page
                 or slot that breaks it. Or the tree is traced, within `jax.jit`.
         """
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self)):
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves(self)):
             raise DeftError("a traced tree has no values to check; check it after jit")
         for fault in find_faults(jax.device_get(self)):
             raise DeftError(f"broken tree: {fault}")

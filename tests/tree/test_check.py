@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from deft_jax.errors import DeftError
@@ -14,7 +13,7 @@ NODES, PAGES, PAGE_SIZE = 8, 6, 4
 
 
 def ints(*values):
-    return np.array(values, np.int32)
+    return jnp.array(values, jnp.int32)
 
 
 def sound_tree():
@@ -32,7 +31,7 @@ def sound_tree():
         (NO_NODE, 0, False),
     ]:
         tree, made = branching.branch(
-            tree, ints(parent), np.array([True]), np.array([draft])
+            tree, ints(parent), jnp.array([True]), jnp.array([draft])
         )
         tree, _ = append(tree, ints(*made.tolist() * tokens), ints(*range(tokens)))
     return tree
@@ -103,7 +102,7 @@ def test_numbers_that_nest_nowhere_are_found():
     """Both roots have one child, and the children have changed places."""
     tree = Tree.create(4, 1, 1)
     for parent in (NO_NODE, NO_NODE, 0, 1):
-        tree, _ = branching.branch(tree, ints(parent), np.array([True]))
+        tree, _ = branching.branch(tree, ints(parent), jnp.array([True]))
     a, b = int(tree.parent[2]), int(tree.parent[3])
     swapped = tree.parent.at[2].set(b).at[3].set(a)
     with pytest.raises(DeftError, match="outside those of its parent"):
@@ -119,7 +118,7 @@ def test_two_nodes_that_are_switched_in_every_slot_are_found():
 
 def test_a_child_that_starts_before_its_parent_ends_is_found():
     """An empty child: its own tokens say nothing."""
-    tree, made = branching.branch(TREE, ints(3), np.array([True]))
+    tree, made = branching.branch(TREE, ints(3), jnp.array([True]))
     tree = replace(tree, start=tree.start.at[made[0]].set(3))
     message = "node 5 starts at position 3, but its parent 3 ends at 4; a node must not"
     with pytest.raises(DeftError, match=message):

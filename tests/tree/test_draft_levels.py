@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deft_jax.tree import branching
-from deft_jax.tree.appending import append
+from deft_jax.tree.appending import append, append_at_starts
 from deft_jax.tree.draft_levels import Growth, branch_rows
 from deft_jax.tree.state import NO_NODE, OUT_OF_NODES, Tree, replace
 from tests.support.tree_invariants import assert_same
@@ -98,8 +98,8 @@ def test_nodes_for_all_rows_or_none(free):
     )
     tree = replace(tree, num_free_nodes=jnp.int32(free))
     source = ints([int(root), *range(NODES, NODES + ROWS - 1)])
-    everywhere = np.ones(ROWS, bool)
-    plan = Growth(source, everywhere, np.arange(ROWS) > 0)
+    everywhere = jnp.ones(ROWS, bool)
+    plan = Growth(jnp.asarray(source), everywhere, jnp.arange(ROWS) > 0)
     grown, node, storage = place(tree, plan, everywhere, ROWS)
     if free < ROWS:
         assert_same(grown, replace(tree, overflow=jnp.int32(OUT_OF_NODES)))
@@ -117,11 +117,13 @@ def test_the_example_of_the_module():
         Tree.create(10, PAGES, PAGE_SIZE), ints([NO_NODE, 0]), np.array([True, False])
     )
     tree, _ = grow(tree, ints([root] * 3), ints([1, 2, 3]))
-    growth = Growth(ints([0, 10, 10, 11]), np.ones(4, bool), np.arange(4) > 0)
+    source = jnp.array([0, 10, 10, 11])
+    growth = Growth(source, jnp.ones(4, bool), jnp.arange(4) > 0)
     grown, node, storage = place(tree, growth, np.ones(4, bool), 3)
     assert grown.first[node].tolist() == [1, 2, 4, 3]
     assert (grown.end - grown.first)[node].tolist() == [4, 2, 1, 1]
     assert grown.start[node].tolist() == [3, 4, 4, 5]
     assert storage.tolist() == [int(node[0])] * 4
-    grown, _ = grow(grown, node, ints([4, 5, 6, 7]))
+    grown, slots = jax.jit(append_at_starts)(grown, node, ints([4, 5, 6, 7]))
+    assert slots.position.tolist() == [3, 4, 4, 5]
     grown.check()

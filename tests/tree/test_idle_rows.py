@@ -84,9 +84,8 @@ def test_branch_gives_live_rows_what_they_get_without_idle_ones(forest):
 def test_rows_of_a_step_that_continue_no_node_are_idle(forest, depth, branches):
     tree, root, _ = forest
     last = NODES + 4  # a row that there is not
-    growth = Growth(
-        ints(DEAD, root, NODES, last), np.full(4, branches), np.zeros(4, bool)
-    )
+    source = jnp.asarray(ints(DEAD, root, NODES, last))
+    growth = Growth(source, jnp.full(4, branches), jnp.zeros(4, bool))
     live = np.array([True, True, True, False])
     after, node, storage = jax.jit(branch_rows, static_argnums=3)(
         tree, growth, live, depth
@@ -104,8 +103,8 @@ def test_accept_ignores_a_tip_that_is_no_node(forest, tip):
     tree, _, draft = forest
     assert_same(accept(tree, ints(tip)), tree)
     assert_same(accept(tree, ints(tip, draft)), accept(tree, ints(draft)))
-    none = np.zeros(NODES, bool)
-    assert_same(accept_and_prune(tree, ints(tip), none, none), tree)
+    none = jnp.zeros(NODES, bool)
+    assert_same(accept_and_prune(tree, jnp.asarray(ints(tip)), none, none), tree)
 
 
 def test_of_several_tips_of_one_trunk_the_last_in_depth_first_order_counts(forest):
@@ -189,7 +188,8 @@ def test_capacities_are_whole_numbers_from_1(value):
 
 
 def test_capacities_may_be_numpy_integers():
-    assert_same(Tree.create(np.int64(2), np.int32(2), 2), Tree.create(2, 2, 2))
+    sizes: list = [np.int64(2), np.int32(2), 2]
+    assert_same(Tree.create(*sizes), Tree.create(2, 2, 2))
 
 
 def test_an_idle_append_keeps_an_earlier_overflow(forest):
