@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from deft_jax.attention.device import num_multiprocessors
-from deft_jax.attention.grouping import group_arrays
-from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.schedule import prepare
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention import (
+    AttentionSpec,
+    group_arrays,
+    make_spec,
+    num_multiprocessors,
+    prepare,
+)
 from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
     grouped_partial_attention,
 )
@@ -76,7 +78,7 @@ class TorchTreeAttention:
 
 
 def to_torch(prepared):
-    """What `prepare` returned, as torch tensors that share its memory."""
+    """Return what `prepare` returned, as torch tensors that share its memory."""
     masks, positions, live, schedule = jax.block_until_ready(prepared)
     names = ("unit", "tile", "worker", "pieces", "flags")
     lists = {name: torch.from_dlpack(getattr(schedule, name)) for name in names}
@@ -84,7 +86,7 @@ def to_torch(prepared):
 
 
 def page_table():
-    """A prompt and branches, with pages of their own.
+    """Return a prompt and branches, with pages of their own.
 
     Returns:
         pages of the prompt, then of each branch; and the arguments of `group_arrays`.
@@ -107,7 +109,7 @@ def page_table():
 
 
 def branch_attention(q, k_pages, v_pages, pages, branch: int):
-    """[H, D]: what PyTorch itself makes of one branch's query, in float32."""
+    """Return [H, D] float32, what PyTorch makes of one branch's query."""
 
     def path(pool):
         parts = (
@@ -135,8 +137,8 @@ def main() -> None:
         for shape in (shapes[0], shapes[1], shapes[1])
     )
     q_shape, k_shape = (jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes)
-    logits = AttentionSpec(scale=HEAD_DIM**-0.5, window=None, soft_cap=None)
-    spec = make_spec(q_shape, k_shape, logits, num_workers=num_multiprocessors())
+    plain = AttentionSpec.plain(HEAD_DIM)
+    spec = make_spec(q_shape, k_shape, plain, num_workers=num_multiprocessors())
     step = jax.jit(lambda *arrays: prepare(group_arrays(*arrays), spec))
 
     attention = TorchTreeAttention(spec)

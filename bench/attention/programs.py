@@ -71,8 +71,8 @@ def make_steps(implementation: str, q, k_pages) -> Steps:
 
 
 def _mosaic_steps(q, k_pages) -> Steps:
-    logits = AttentionSpec(scale=q.shape[-1] ** -0.5, window=None, soft_cap=None)
-    spec = mosaic.make_spec(q, k_pages, logits, num_workers=MULTIPROCESSORS)
+    plain = AttentionSpec.plain(q.shape[-1])
+    spec = mosaic.make_spec(q, k_pages, plain, num_workers=MULTIPROCESSORS)
     return Steps(
         prepare=lambda grouping: prepare(grouping, spec),
         attend=lambda q, k, v, prepared: mosaic.attend(spec, q, k, v, prepared),

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 
 from deft_jax.accounting.methods import AttentionSizes, KernelSizes, Method
+from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.attention.device import num_multiprocessors
 from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.implementations import pick_implementation
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.errors import DeftError
 
@@ -20,7 +20,7 @@ Shapes = tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
 
 
 def account(workload: Workload, method: Method, setting: Setting) -> dict:
-    """The numbers of a report that follow from the tree, the model and the method.
+    """Return the numbers that follow from the tree, the model and the method.
 
     Means over the steps; docs/benchmarks.md defines them.
     """
@@ -47,7 +47,7 @@ def account(workload: Workload, method: Method, setting: Setting) -> dict:
 
 
 def implementation(workload: Workload, method: Method, setting: Setting) -> str:
-    """What runs the attention of a method.
+    """Return the implementation that runs the attention of a method.
 
     Raises:
         DeftError: what was asked for cannot run here.
@@ -55,23 +55,28 @@ def implementation(workload: Workload, method: Method, setting: Setting) -> str:
     if method == "medusa":
         return "xla"
     try:
-        return pick_implementation(setting.implementation, *_shapes(workload, setting))
+        backend = choose_backend(setting.implementation, *_shapes(workload, setting))
     except ValueError as error:
         raise DeftError(str(error)) from None
+    if backend is Backend.PORTABLE and method != "deft_flatten":
+        raise DeftError(
+            f"the kernels of {method} are for compute capability 9.0, got another GPU;"
+            " use --implementation xla"
+        )
+    return backend.implementation
 
 
 def _kernel_sizes(workload: Workload, method: Method, setting: Setting) -> KernelSizes:
     if implementation(workload, method, setting) != "mosaic_gpu":
         return KernelSizes(chunk_tokens=CHUNK_TOKENS)
-    scale = setting.model.config.head_dim**-0.5
-    logits = AttentionSpec(scale=scale, window=None, soft_cap=None)
+    plain = AttentionSpec.plain(setting.model.config.head_dim)
     shapes = _shapes(workload, setting)
-    spec = make_spec(*shapes, logits, num_workers=num_multiprocessors())
+    spec = make_spec(*shapes, plain, num_workers=num_multiprocessors())
     return dataclasses.replace(KernelSizes.of(spec), chunk_tokens=CHUNK_TOKENS)
 
 
 def _shapes(workload: Workload, setting: Setting) -> Shapes:
-    """Of q and k_pages."""
+    """Return the shapes of q and k_pages."""
     config, dtype = setting.model.config, setting.model.dtype
     size = workload.capacity(setting.page_size)
     q = size.rows, config.num_q_heads, config.head_dim

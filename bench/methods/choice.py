@@ -6,20 +6,17 @@ work lists.
 """
 
 import dataclasses
-import math
 
 import jax
 
 from deft_jax.accounting.methods import METHODS
+from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.attention.grouping import group
 from deft_jax.attention.hopper import attend
-from deft_jax.attention.implementations import pick_implementation
 from deft_jax.attention.schedule import prepare
-from deft_jax.attention.spec import AttentionSpec
-from deft_jax.attention.xla import tree_attention_xla
 from deft_jax.errors import DeftError
 from deft_jax.kv.pool import LayerKV
-from deft_jax.layers.projections import Projections
+from deft_jax.layers.qkv import QKV
 from deft_jax.runtime.attention_method import (
     AttentionMethod,
     Pool,
@@ -46,13 +43,13 @@ def make_method(
     path_tokens: int = 0,
     draft_depth: int = 1,
 ) -> AttentionMethod:
-    """A method of METHODS.
+    """Make a method of METHODS.
 
     Args:
-        name: of the method.
-        implementation: of `tree_attention`; "mosaic_gpu" or "xla", None for the best.
+        name: name of the method.
+        implementation: "mosaic_gpu" or "xla", None for the best.
         path_tokens: longest path; `flash_decoding` must be told before it runs.
-        draft_depth: of the planner that will decode with it.
+        draft_depth: how deep the drafts of the planner are that decodes with it.
 
     Raises:
         DeftError: there is no such method, or it cannot decode drafts.
@@ -62,7 +59,7 @@ def make_method(
         "radix": SequenceMethod(implementation),
         "medusa": DenseMethod(),
         "deft_node": NodeMethod(implementation),
-        "deft_node_chunk": NodeMethod(implementation, CHUNK_TOKENS),
+        "deft_node_chunk": NodeMethod(implementation, chunk_tokens=CHUNK_TOKENS),
         "deft_flatten": TreeMethod(implementation),
     }
     if name not in methods:
@@ -84,29 +81,26 @@ class SequenceMethod(TreeMethod):
     """
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
         """List the pages of each sequence; prompts are read as by the tree's."""
-        if before is None:
-            return super().plan(tree, slots, pool, before)
-        return StepPlan(group(tree, slots, tile_queries=1), slots, own=()), pool
+        if previous_node is None:
+            return super().plan(tree, slots, pool, previous_node)
+        return StepPlan(group(tree, slots, tile_queries=1), slots, extra=()), pool
 
     def attend(
-        self, plan: StepPlan, heads: Projections, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """One sequence at a time."""
-        if plan.own is None:
+        """Attend to one sequence at a time."""
+        if plan.extra is None:
             return super().attend(plan, heads, layer)
         q, layer = append_pages(plan, heads, layer, self.implementation)
-        logits = AttentionSpec(
-            scale=1 / math.sqrt(q.shape[-1]), window=None, soft_cap=None
-        )
         with jax.named_scope("attention"):
-            if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
-                spec = sequence_spec(q, layer.k, logits)
-                with jax.named_scope("grouping"):
-                    prepared = prepare(plan.grouping, spec)
-                out, _ = attend(spec, q, layer.k, layer.v, prepared)
-            else:
-                out, _ = tree_attention_xla(q, layer.k, layer.v, plan.grouping, logits)
+            backend = choose_backend(self.implementation, q, layer.k)
+            if backend is not Backend.HOPPER:
+                return self.attend_pages(q, layer, plan.grouping), layer
+            sizes = sequence_spec(q, layer.k, self.spec_for(q))
+            with jax.named_scope("grouping"):
+                prepared = prepare(plan.grouping, sizes)
+            out, _ = attend(sizes, q, layer.k, layer.v, prepared)
         return out, layer

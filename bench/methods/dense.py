@@ -1,15 +1,15 @@
 """`medusa`: attention over the whole tree under one dense mask, KV unpaged."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
 from deft_jax.attention.grouping import group
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.capacity import Capacity
 from deft_jax.kv.pool import LayerKV
-from deft_jax.layers.projections import Projections
+from deft_jax.layers.qkv import QKV
 from deft_jax.runtime.attention_method import Pool, StepPlan
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
@@ -21,10 +21,15 @@ class DenseMethod:
 
     Logits, mask and weights go through memory (Cai et al., arXiv 2401.10774). A layer's
     storage is `k, v: [K, M * P, D]`, the tree's slots one behind the other.
+
+    Attributes:
+        implementation: what runs beside the attention; None for the best.
     """
 
+    implementation: str | None = None
+
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """Room for the tree's slots."""
+        """Return room for the tree's slots."""
         slots = capacity.pages * capacity.page_size
         shape = (config.num_kv_heads, slots, config.head_dim)
         return tuple(
@@ -33,25 +38,25 @@ class DenseMethod:
         )
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """The mask [Q, M * P], true where a query sees a token."""
+        """Make the mask [Q, M * P], true where a query sees a token."""
         grouping = group(tree, slots)
         rank = jnp.arange(grouping.num_queries, dtype=jnp.int32)[:, None]
         first, end = (
             grouping.slot_first.reshape(1, -1),
             grouping.slot_end.reshape(1, -1),
         )
-        return StepPlan(grouping, slots, own=(first <= rank) & (rank < end)), pool
+        return StepPlan(grouping, slots, extra=(first <= rank) & (rank < end)), pool
 
     def attend(
-        self, plan: StepPlan, heads: Projections, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Dense attention."""
+        """Attend to all slots under the mask."""
         q, k, v = heads.rotated()
         layer = _write(plan, k, v, layer)
         with jax.named_scope("attention"):
-            return _attend(q, layer, plan.own), layer
+            return _attend(q, layer, plan.extra), layer
 
 
 def _write(plan: StepPlan, k, v, layer: LayerKV) -> LayerKV:
@@ -69,12 +74,13 @@ def _write(plan: StepPlan, k, v, layer: LayerKV) -> LayerKV:
 
 
 def _attend(q: jax.Array, layer: LayerKV, mask: jax.Array) -> jax.Array:
-    """[Q, H, D]; a query that sees nothing gets zeros."""
+    """Return the attention [Q, H, D]; a query that sees nothing gets zeros."""
     heads = q.reshape(q.shape[0], layer.k.shape[0], -1, q.shape[2])
+    spec = AttentionSpec.plain(q.shape[2])
     scores = jnp.einsum(
         "qkgd,ksd->kgqs", heads, layer.k, preferred_element_type=jnp.float32
     )
-    scores = jnp.where(mask[None, None], scores / math.sqrt(q.shape[2]), -jnp.inf)
+    scores = jnp.where(mask[None, None], spec(scores), -jnp.inf)
     peak = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - jnp.where(peak == -jnp.inf, 0.0, peak))
     total = jnp.sum(weights, axis=-1, keepdims=True)

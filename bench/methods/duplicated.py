@@ -1,21 +1,20 @@
 """`flash_decoding`: a cache per branch, unpaged, copied where a branch begins."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.attention.grouping import Grouping, group, group_arrays
 from deft_jax.attention.hopper import attend
-from deft_jax.attention.implementations import pick_implementation
 from deft_jax.attention.schedule import (
     Schedule,
     describe_tiles,
-    even_cut,
+    divide,
+    even_shares,
     prepare,
-    share,
     tiling_of,
 )
 from deft_jax.attention.spec import AttentionSpec, Tiling
@@ -23,7 +22,7 @@ from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.kv import pool as kv_pool
 from deft_jax.kv.pool import LayerKV
-from deft_jax.layers.projections import Projections
+from deft_jax.layers.qkv import QKV
 from deft_jax.runtime.attention_method import Pool, StepPlan, TreeMethod
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
@@ -62,7 +61,7 @@ class DuplicatedMethod:
     before. So drafts are not supported; a step cannot tell, but `make_method` refuses.
 
     Attributes:
-        implementation: of the attention: "mosaic_gpu", "xla" or None for the best.
+        implementation: "mosaic_gpu", "xla" or None for the best.
         path_tokens: longest path; `S` is that in whole pages.
     """
 
@@ -70,7 +69,7 @@ class DuplicatedMethod:
     path_tokens: int = 0
 
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """A cache per row, and one more.
+        """Return a cache per row, and one more.
 
         Raises:
             DeftError: there is no longest path, or there are several requests.
@@ -91,48 +90,46 @@ class DuplicatedMethod:
         )
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """Copy the caches that branches begin with, and finds all rows' places."""
+        """Copy the caches that branches begin with, and find where each row writes."""
         pages = self._pages(tree.page_size)
         grouping = group(tree, slots)
-        if before is None:
+        if previous_node is None:
             return _plan_prompt(slots, grouping, pages, tree.page_size), pool
         with jax.named_scope("tree_operations"):
-            pool = copy_caches(find_sources(tree, slots, before), pool, pages)
-        own = _find_places(tree, slots, grouping.order, pages)
+            pool = copy_caches(find_sources(tree, slots, previous_node), pool, pages)
+        own = _find_caches(tree, slots, grouping.order, pages)
         return StepPlan(grouping, slots, own), pool
 
     def attend(
-        self, plan: StepPlan, heads: Projections, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Each row over its own cache."""
-        own = plan.own
+        """Attend with each row over its own cache."""
+        own = plan.extra
         if own is None:
             return self._read_prompt(plan, heads, layer)
         with jax.named_scope("kv_write"):
             q, layer = heads.append(layer, own.page, own.slot, self.implementation)
         with jax.named_scope("attention"):
-            if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
-                logits = AttentionSpec(
-                    1 / math.sqrt(q.shape[2]), window=None, soft_cap=None
-                )
-                spec = sequence_spec(q, layer.k, logits)
-                args = own, plan.grouping, layer.k.shape[0], tiling_of(spec)
+            spec = AttentionSpec.plain(q.shape[2])
+            if choose_backend(self.implementation, q, layer.k) is Backend.HOPPER:
+                sizes = sequence_spec(q, layer.k, spec)
+                args = own, plan.grouping, layer.k.shape[0], tiling_of(sizes)
                 with jax.named_scope("grouping"):
                     caches, schedule = cache_work(*args)
-                    prepared = prepare(caches, spec, schedule=schedule)
-                out, _ = attend(spec, q, layer.k, layer.v, prepared)
+                    prepared = prepare(caches, sizes, schedule=schedule)
+                out, _ = attend(sizes, q, layer.k, layer.v, prepared)
             else:
-                out = _attend_dense(q, layer, own)
+                out = _attend_dense(q, layer, own, spec)
         return out, layer
 
     def _pages(self, page_size: int) -> int:
-        """Of a cache."""
+        """Return the number of pages of a cache."""
         return -(-self.path_tokens // page_size)
 
-    def _read_prompt(self, plan: StepPlan, heads: Projections, layer: LayerKV):
-        """As over a tree whose pages are the first cache."""
+    def _read_prompt(self, plan: StepPlan, heads: QKV, layer: LayerKV):
+        """Attend as over a tree whose pages are the first cache."""
         pages = plan.grouping.slot_first.shape[0]
         part = jax.tree.map(lambda x: x[:pages], layer)
         out, part = TreeMethod(self.implementation).attend(plan, heads, part)
@@ -140,7 +137,7 @@ class DuplicatedMethod:
 
 
 def _plan_prompt(slots: Slots, grouping: Grouping, pages: int, size: int) -> StepPlan:
-    """The prompt's tokens by position, wherever the tree has its pages."""
+    """Plan the prompt's tokens by position, wherever the tree has its pages."""
     position = jnp.arange(pages * size, dtype=jnp.int32).reshape(pages, size)
     begin, live = grouping.query_position[0], grouping.num_live
     cache = group_arrays(
@@ -156,7 +153,7 @@ def _plan_prompt(slots: Slots, grouping: Grouping, pages: int, size: int) -> Ste
     return StepPlan(cache, slots)
 
 
-def _find_places(tree: Tree, slots: Slots, row: jax.Array, pages: int) -> Caches:
+def _find_caches(tree: Tree, slots: Slots, row: jax.Array, pages: int) -> Caches:
     size, num_rows = tree.page_size, row.shape[0]
     live = slots.node[row] < tree.num_nodes
     position = slots.position[row]
@@ -164,20 +161,21 @@ def _find_places(tree: Tree, slots: Slots, row: jax.Array, pages: int) -> Caches
     return Caches(page, position % size, row, jnp.where(live, position + 1, 0))
 
 
-def find_sources(tree: Tree, slots: Slots, before: jax.Array) -> jax.Array:
-    """[B] int32: row whose cache each row goes on with; often its own.
+def find_sources(tree: Tree, slots: Slots, previous_node: jax.Array) -> jax.Array:
+    """Return the row [B] int32 whose cache each row goes on with; often its own.
 
     Args:
         tree: the forest after `append`.
-        slots: of the query tokens.
-        before: as in `AttentionMethod.plan`. A row of a new node does not have the
-            node's number before, unless by chance: the number of a freed node.
+        slots: where the query tokens are.
+        previous_node: [B] int32, node that each row was at before the step, N for idle
+            rows. A row of a new node does not have the node's number before, unless by
+            chance: the number of a freed node.
     """
     node = jnp.minimum(slots.node, tree.num_nodes - 1)
     is_new = slots.position == tree.start[node]
     origin = jnp.where(is_new, tree.parent[node], node)
     live = slots.node < tree.num_nodes
-    same = (before[None] == origin[:, None]) & live[:, None]
+    same = (previous_node[None] == origin[:, None]) & live[:, None]
     # The first of all rows that a prompt left at its root, which has the cache.
     source = jnp.argmax(same, axis=1).astype(jnp.int32)
     own = jnp.arange(node.shape[0], dtype=jnp.int32)
@@ -191,8 +189,8 @@ def copy_caches(source: jax.Array, pool: Pool, pages: int) -> Pool:
 
     Args:
         source: [B] int32, row that each row's cache is copied from.
-        pool: of `DuplicatedMethod`.
-        pages: of a cache.
+        pool: what `DuplicatedMethod.create_pool` made, and later steps wrote.
+        pages: number of pages of a cache.
     """
     spare = source.shape[0]
     if spare == 1:
@@ -225,14 +223,14 @@ def copy_caches(source: jax.Array, pool: Pool, pages: int) -> Pool:
 def cache_work(
     own: Caches, grouping: Grouping, num_pages: int, tiling: Tiling
 ) -> tuple[Grouping, Schedule]:
-    """The grouping whose slots are the caches', and each row's reads of its own.
+    """Return the grouping whose slots are the caches', and each row's reads of its own.
 
     All follows from the lengths alone.
 
     Args:
         own: the caches.
-        grouping: of the step.
-        num_pages: of the storage, the spare cache counted.
+        grouping: what the tree's slots would be read by.
+        num_pages: pages of the storage, the spare cache counted.
         tiling: static sizes.
 
     Raises:
@@ -251,12 +249,12 @@ def cache_work(
     each = num_units // (own.row.shape[0] + 1)
     tile, positions = describe_tiles(ends, each, tiling)
     unit = own.row[:, None] * each + jnp.arange(each, dtype=jnp.int32)[None]
-    args = unit.ravel(), tile, positions, even_cut, grouping.num_live, tiling
-    return dataclasses.replace(grouping, **slots), share(*args)
+    args = unit.ravel(), tile, positions, even_shares, grouping.num_live, tiling
+    return dataclasses.replace(grouping, **slots), divide(*args)
 
 
 def _cache_slots(own: Caches, num_pages: int, page_size: int) -> dict[str, jax.Array]:
-    """`Grouping.slot_first`, `slot_end` and `slot_position` of the caches' slots."""
+    """Return `slot_first`, `slot_end` and `slot_position` of the caches' slots."""
     num_rows, shape = own.row.shape[0], (num_pages, page_size)
     rank = jnp.arange(num_rows, dtype=jnp.int32)
     nobody = jnp.zeros(num_rows + 1, jnp.int32)
@@ -275,7 +273,7 @@ def _cache_slots(own: Caches, num_pages: int, page_size: int) -> dict[str, jax.A
     }
 
 
-def _attend_dense(q, layer: LayerKV, own: Caches) -> jax.Array:
+def _attend_dense(q, layer: LayerKV, own: Caches, spec: AttentionSpec) -> jax.Array:
     """Plain XLA: every row over all of its cache's room, under a mask."""
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = layer.k.shape[1]
@@ -290,7 +288,7 @@ def _attend_dense(q, layer: LayerKV, own: Caches) -> jax.Array:
     scores = jnp.einsum("bkgd,bksd->bkgs", heads, k, preferred_element_type=jnp.float32)
     position = jnp.arange(k.shape[2], dtype=jnp.int32)
     seen = position[None] < jnp.maximum(own.length, 1)[:, None]
-    scores = jnp.where(seen[:, None, None], scores / math.sqrt(head_dim), -jnp.inf)
+    scores = jnp.where(seen[:, None, None], spec(scores), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     out = jnp.einsum("bkgs,bksd->bkgd", weights, v, preferred_element_type=jnp.float32)
     return out.reshape(num_rows, num_heads, head_dim).astype(q.dtype)

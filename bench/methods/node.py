@@ -1,32 +1,31 @@
 """`deft_node` and `deft_node_chunk`: KV grouped by node, nodes whole or in chunks."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.attention.device import num_multiprocessors
+from deft_jax.attention.backend import Backend, choose_backend
+from deft_jax.attention.device import device_of, num_multiprocessors
 from deft_jax.attention.grouping import Grouping, WorkList
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.implementations import pick_implementation
 from deft_jax.attention.schedule import (
-    Cut,
     Schedule,
-    cut_at,
+    Shares,
     describe_tiles,
-    even_cut,
+    divide,
+    even_shares,
     prepare,
-    share,
+    shares_at,
     tiling_of,
 )
-from deft_jax.attention.spec import AttentionSpec, Tiling
+from deft_jax.attention.spec import Tiling
 from deft_jax.attention.units import BOTH, NUM_CLASSES, WHOLE, classify
-from deft_jax.attention.xla import BLOCK_TOKENS, tree_attention_xla
+from deft_jax.attention.xla import BLOCK_TOKENS
 from deft_jax.capacity import Capacity
 from deft_jax.kv.pool import LayerKV
-from deft_jax.layers.projections import Projections
+from deft_jax.layers.qkv import QKV
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.runtime.attention_method import Pool, StepPlan, TreeMethod, append_pages
 from deft_jax.tree.appending import Slots
@@ -45,71 +44,68 @@ class NodeMethod(TreeMethod):
     which has no workers, blocks of pages do not cross nodes.
 
     Attributes:
-        implementation: of the attention.
+        implementation: "mosaic_gpu", "xla" or None for the best.
         chunk_tokens: parts of a node are of so many tokens; None for whole nodes.
     """
 
     chunk_tokens: int | None = None
 
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """Pages of the tree and one that nobody sees, which fills blocks in "xla"."""
+        """Return the tree's pages and one that nobody sees, to fill blocks in "xla"."""
         capacity = dataclasses.replace(capacity, pages=capacity.pages + 1)
         return super().create_pool(config, capacity, dtype)
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """Group the queries and keeps the tree, which says whose each slot is."""
+        """Group the queries and keep the tree, which says whose each slot is."""
         # What idle rows write must miss the page that nobody sees, too.
         live = slots.page < tree.num_pages
         page = jnp.where(live, slots.page, tree.num_pages + 1)
         slots = dataclasses.replace(slots, page=page)
-        plan, pool = super().plan(tree, slots, pool, before)
-        return dataclasses.replace(plan, own=tree), pool
+        plan, pool = super().plan(tree, slots, pool, previous_node)
+        return dataclasses.replace(plan, extra=tree), pool
 
     def attend(
-        self, plan: StepPlan, heads: Projections, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Attention, node by node."""
+        """Attend node by node."""
         q, layer = append_pages(plan, heads, layer, self.implementation)
-        logits = AttentionSpec(
-            scale=1 / math.sqrt(q.shape[-1]), window=None, soft_cap=None
-        )
-        number = slot_numbers(plan.own)
+        number = slot_numbers(plan.extra)
         with jax.named_scope("attention"):
-            if pick_implementation(self.implementation, q, layer.k) == "mosaic_gpu":
-                workers = num_multiprocessors()
-                spec = make_spec(q, layer.k, logits, num_workers=workers)
-                args = plan.grouping, number, tiling_of(spec), self.chunk_tokens
-                with jax.named_scope("grouping"):
-                    schedule = node_schedule(*args)
-                    prepared = prepare(plan.grouping, spec, schedule=schedule)
-                out, _ = attend(spec, q, layer.k, layer.v, prepared)
-            else:
-                grouping = _by_nodes(plan.grouping, number, plan.own.num_nodes)
-                out, _ = tree_attention_xla(q, layer.k, layer.v, grouping, logits)
+            backend = choose_backend(self.implementation, q, layer.k)
+            if backend is not Backend.HOPPER:
+                grouping = _by_nodes(plan.grouping, number, plan.extra.num_nodes)
+                return self.attend_pages(q, layer, grouping), layer
+            workers = num_multiprocessors(device_of(q, layer.k))
+            sizes = make_spec(q, layer.k, self.spec_for(q), num_workers=workers)
+            args = plan.grouping, number, tiling_of(sizes), self.chunk_tokens
+            with jax.named_scope("grouping"):
+                schedule = node_schedule(*args)
+                prepared = prepare(plan.grouping, sizes, schedule=schedule)
+            out, _ = attend(sizes, q, layer.k, layer.v, prepared)
         return out, layer
 
 
 def slot_numbers(tree: Tree) -> jax.Array:
-    """[M, P] int32: depth-first number of each slot's node, N for empty slots."""
+    """Return the depth-first number [M, P] int32 of each slot's node, N if empty."""
     return jnp.append(tree.first, jnp.int32(tree.num_nodes))[tree.slot_node]
 
 
 def node_schedule(
     grouping: Grouping, number: jax.Array, tiling: Tiling, chunk_tokens: int | None
 ) -> Schedule:
-    """Work lists with units in the order of their nodes, cut where parts begin.
+    """Make work lists with units in the order of their nodes, divided at parts.
 
     What one half of a tile sees is read under a mask as if both did: the blocks of the
     two halves would take turns, and so would their nodes.
 
     Args:
-        grouping: of the step.
+        grouping: what each query of the step sees.
         number: [M, P] int32, depth-first number of each slot's node. A unit that holds
             tokens of several nodes, a trunk's drafts, is the first one's.
         tiling: static sizes.
-        chunk_tokens: as in `NodeMethod`.
+        chunk_tokens: parts of a node are of so many tokens; None for whole nodes.
     """
     classes = classify(grouping, tiling, None)
     halves = (classes > BOTH) & (classes < NUM_CLASSES)
@@ -119,14 +115,14 @@ def node_schedule(
     tile, positions = describe_tiles(ends, classes.shape[1], tiling)
     begin = _part_begins(unit, tile, owner, tiling, chunk_tokens)
 
-    def cut(total, workers) -> Cut:
-        return cut_at(_snap(even_cut(total, workers).bound, positions, begin))
+    def shares(total, workers) -> Shares:
+        return shares_at(_snap(even_shares(total, workers).bound, positions, begin))
 
-    return share(unit, tile, positions, cut, grouping.num_live, tiling)
+    return divide(unit, tile, positions, shares, grouping.num_live, tiling)
 
 
 def _list_units(classes, owner):
-    """Units by tile, class and node; [T, 4] int32 where the classes end."""
+    """List units by tile, class and node, and where the classes end, [T, 4] int32."""
     owner = jnp.broadcast_to(owner[None], classes.shape)
     unit = jnp.arange(classes.shape[1], dtype=jnp.int32)
     unit = jnp.broadcast_to(unit[None], classes.shape)
@@ -137,7 +133,11 @@ def _list_units(classes, owner):
 
 
 def _part_begins(unit, tile, owner, tiling: Tiling, chunk_tokens: int | None):
-    """[T, C] int32: for each position of a tile, where its part begins."""
+    """Return where the part begins that each position of each tile belongs to.
+
+    Returns:
+        [T, positions] int32, a position of the same tile.
+    """
     per_block = tiling.block_tokens // tiling.unit_tokens
     num_units = len(unit) // len(tile)
     # A block more for each class, for what does not fill one.
@@ -158,7 +158,7 @@ def _part_begins(unit, tile, owner, tiling: Tiling, chunk_tokens: int | None):
 
 
 def _snap(bound, positions, begin):
-    """Bounds moved back to where parts begin; the first and the last stay.
+    """Move bounds back to where parts begin; the first and the last stay.
 
     The shares that become empty come last: who merges a tile takes all workers up to
     the one with its end to have a piece.
@@ -173,7 +173,7 @@ def _snap(bound, positions, begin):
 
 
 def _by_nodes(grouping: Grouping, number: jax.Array, num_nodes: int) -> Grouping:
-    """The grouping with a list of pages in which nodes begin with a block of the walk.
+    """Return the grouping with a list of pages in which each node begins a block.
 
     The rest of a node's last block is page M of the pool, which is no page of the tree.
     All pages are listed for one tile of all queries.

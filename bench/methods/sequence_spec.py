@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from deft_jax.attention.device import num_multiprocessors
+from deft_jax.attention.device import device_of, num_multiprocessors
 from deft_jax.attention.hopper import DEFAULT_WORKERS, copied, even_workers, make_spec
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
@@ -19,21 +19,23 @@ WIDE_CONFIG = dataclasses.replace(CONFIG, stages=2)
 def sequence_spec(
     q: jax.Array | jax.ShapeDtypeStruct,
     k_pages: jax.Array | jax.ShapeDtypeStruct,
-    logits: AttentionSpec,
+    spec: AttentionSpec,
     num_workers: int | None = None,
 ) -> KernelSpec:
-    """The spec whose tiles hold one query, or as few as one copy can move.
+    """Return the spec whose tiles hold one query, or as few as one copy can move.
 
     Args:
         q: [Q, H, D], shape and dtype are used.
         k_pages: [M, K, P, D], shape is used.
-        logits: of the attention.
+        spec: what is computed.
         num_workers: multiprocessors, by default those of the device.
     """
-    workers = num_workers or num_multiprocessors() or DEFAULT_WORKERS
+    workers = (
+        num_workers or num_multiprocessors(device_of(q, k_pages)) or DEFAULT_WORKERS
+    )
     config = CONFIG if q.shape[2] <= 128 else WIDE_CONFIG
-    spec = make_spec(q, k_pages, logits, config=config, num_workers=workers)
-    queries = copied(spec.group * spec.head_dim * q.dtype.itemsize)
-    spec = dataclasses.replace(spec, half_queries=queries, halves=1)
-    workers = even_workers(workers, spec.num_pairs)
-    return dataclasses.replace(spec, num_workers=workers)
+    sizes = make_spec(q, k_pages, spec, config=config, num_workers=workers)
+    queries = copied(sizes.group * sizes.head_dim * q.dtype.itemsize)
+    sizes = dataclasses.replace(sizes, half_queries=queries, halves=1)
+    workers = even_workers(workers, sizes.num_pairs)
+    return dataclasses.replace(sizes, num_workers=workers)

@@ -1,20 +1,21 @@
 """The op: attention of every query token of a forest over the KV it sees."""
 
 import math
+import numbers
 
 import jax
-import jax.numpy as jnp
 
-from deft_jax.attention.device import has_bulk_copies, is_hopper, num_multiprocessors
+from deft_jax.attention.backend import Backend, choose_backend
+from deft_jax.attention.checks import whole_number
+from deft_jax.attention.device import device_of, has_bulk_copies, num_multiprocessors
 from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.hopper import tree_attention_mosaic
-from deft_jax.attention.implementations import pick_implementation
 from deft_jax.attention.portable import tree_attention_mma
+from deft_jax.attention.reference import tree_attention_reference
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.attention.xla import tree_attention_xla
-from deft_jax.pallas_kernels.grouped_partial_attention.reference import (
-    grouped_partial_attention_reference,
-)
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def tree_attention(
@@ -28,17 +29,22 @@ def tree_attention(
     soft_cap: float | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention over a forest that reads the KV of shared prefixes once.
+    """Attend over a forest, reading the KV of shared prefixes once.
 
-    Equivalent to `grouped_partial_attention_reference` over all slots of the pool, see
-    there for the formula (DeFT, arXiv 2404.00242, section 3).
+    Equivalent to `grouped_partial_attention_reference` over all slots of the pool,
+    which states the formula (DeFT, arXiv 2404.00242, section 3). What a slot holds that
+    no query sees does not matter, be it NaN or infinite.
+
+    With "xla" and "reference" the result can be differentiated with respect to q,
+    k_pages and v_pages. The gradient is the reference's: it takes memory and time for
+    every pair of a query and a slot of the pool, `Q * H * M * P` numbers.
 
     Args:
         q: [Q, H, D], queries in rank order (row `grouping.order[r]` at rank `r`).
         k_pages: [M, K, P, D], keys, the step's own tokens written; H is a multiple
             of K. Same dtype as q: float32, bfloat16 or float16.
         v_pages: [M, K, P, D], values.
-        grouping: of the forest after the step's tokens were appended.
+        grouping: what each query sees, after the step's tokens were appended.
         scale: factor of the logits, above 0; `D ** -0.5` by default.
         window: a query sees only tokens less than this many positions back along its
             path, itself counted.
@@ -56,44 +62,59 @@ def tree_attention(
 
     Raises:
         ValueError: shapes, dtypes or options do not fit each other.
+        NotImplementedError: a gradient of "mosaic_gpu" was asked for.
     """
-    _check(q, k_pages, v_pages, grouping, scale, window, soft_cap)
-    scale = scale if scale is not None else 1.0 / math.sqrt(q.shape[-1])
-    name = pick_implementation(implementation, q, k_pages)
-    logits = AttentionSpec(scale=scale, window=window, soft_cap=soft_cap)
-    if name == "mosaic_gpu":
-        args = q, k_pages, v_pages, grouping, logits
-        workers = num_multiprocessors()
-        if is_hopper():
-            return tree_attention_mosaic(*args, num_workers=workers)
-        bulk = has_bulk_copies()
-        return tree_attention_mma(*args, bulk=bulk, num_workers=workers)
-    if name == "xla":
-        return tree_attention_xla(q, k_pages, v_pages, grouping, logits)
-    out, lse = _reference(q, k_pages, v_pages, grouping, scale, window, soft_cap)
-    return out.astype(q.dtype), lse
+    _check_arrays(q, k_pages, v_pages, grouping)
+    spec = _check_options(q.shape[2], scale, window, soft_cap)
+    backend = choose_backend(implementation, q, k_pages)
+    return _BACKENDS[backend](q, k_pages, v_pages, grouping, spec)
 
 
-def _reference(q, k_pages, v_pages, grouping, scale, window, soft_cap):
-    def tokens(pages):
-        heads, width = pages.shape[1], pages.shape[3]
-        return pages.transpose(0, 2, 1, 3).reshape(-1, heads, width)
+def _attend_on_hopper(q, k_pages, v_pages, grouping, spec):
+    workers = num_multiprocessors(device_of(q, k_pages))
+    arrays = _without_gradient(q, k_pages, v_pages)
+    return tree_attention_mosaic(*arrays, grouping, spec, num_workers=workers)
 
-    return grouped_partial_attention_reference(
-        q,
-        tokens(k_pages),
-        tokens(v_pages),
-        grouping.slot_first.ravel(),
-        grouping.slot_end.ravel(),
-        grouping.query_position,
-        grouping.slot_position.ravel(),
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
+
+def _attend_portably(q, k_pages, v_pages, grouping, spec):
+    device = device_of(q, k_pages)
+    bulk, workers = has_bulk_copies(device), num_multiprocessors(device)
+    arrays = _without_gradient(q, k_pages, v_pages)
+    return tree_attention_mma(*arrays, grouping, spec, bulk=bulk, num_workers=workers)
+
+
+@jax.custom_jvp
+def _without_gradient(*arrays):
+    """Return the arrays; where they are differentiated, raise one clear line.
+
+    The kernels themselves cannot have such a rule: they hold references.
+    """
+    return arrays
+
+
+@_without_gradient.defjvp
+def _refuse(primals, tangents):
+    raise NotImplementedError(
+        "implementation 'mosaic_gpu' has no gradient; differentiate tree_attention "
+        "with implementation='xla'"
     )
 
 
-def _check(q, k_pages, v_pages, grouping, scale, window, soft_cap):
+_BACKENDS = {
+    Backend.HOPPER: _attend_on_hopper,
+    Backend.PORTABLE: _attend_portably,
+    Backend.XLA: tree_attention_xla,
+    Backend.REFERENCE: tree_attention_reference,
+}
+"""What runs on each backend, called with q, k_pages, v_pages, grouping and spec."""
+
+
+def _check_arrays(q, k_pages, v_pages, grouping) -> None:
+    """Check that the arrays fit each other.
+
+    Raises:
+        ValueError: they do not.
+    """
     if q.ndim != 3 or k_pages.ndim != 4:
         raise ValueError(
             "q must be [queries, heads, head_dim] and k_pages [pages, heads, "
@@ -121,11 +142,27 @@ def _check(q, k_pages, v_pages, grouping, scale, window, soft_cap):
             f"q, k_pages and v_pages must share a dtype, got {q.dtype}, "
             f"{k_pages.dtype} and {v_pages.dtype}"
         )
-    if not jnp.issubdtype(q.dtype, jnp.floating):
-        raise ValueError(f"q must be of a floating dtype, got {q.dtype}")
-    if scale is not None and not scale > 0:
-        raise ValueError(f"scale must be above 0, got {scale}")
-    if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1 token, got {window}")
-    if soft_cap is not None and not soft_cap > 0:
-        raise ValueError(f"soft_cap must be above 0, got {soft_cap}")
+    if q.dtype.name not in DTYPES:
+        raise ValueError(f"q must be of dtype {', '.join(DTYPES)}, got {q.dtype}")
+
+
+def _check_options(head_dim: int, scale, window, soft_cap) -> AttentionSpec:
+    """Return the spec that the options describe.
+
+    Raises:
+        ValueError: an option is no number, or out of its range.
+    """
+    for name, value in (("scale", scale), ("soft_cap", soft_cap)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise ValueError(f"{name} must be a number above 0 or None, got {value!r}")
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+    if window is not None:
+        window = whole_number("window", window)
+    return AttentionSpec(
+        scale=1 / math.sqrt(head_dim) if scale is None else float(scale),
+        window=window,
+        soft_cap=None if soft_cap is None else float(soft_cap),
+    )

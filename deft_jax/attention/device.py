@@ -1,4 +1,6 @@
-"""What the default device is, as far as the choice of a kernel depends on it."""
+"""What the choice of a kernel depends on: the device that arrays lie on."""
+
+import re
 
 import jax
 
@@ -6,26 +8,74 @@ HOPPER = (9, 0)
 """Compute capability of the GPUs that the measured kernels are made for."""
 
 
-def compute_capability() -> tuple[int, int] | None:
-    """Of the default device, (9, 0) for Hopper; None if it is no NVIDIA GPU."""
-    version = getattr(jax.devices()[0], "compute_capability", None)
-    if jax.default_backend() != "gpu" or version is None:
+def default_device() -> jax.Device:
+    """Return the device where JAX puts new arrays, as `jax_default_device` says."""
+    chosen = jax.config.jax_default_device
+    if chosen is None:
+        return jax.devices()[0]
+    return jax.devices(chosen)[0] if isinstance(chosen, str) else chosen
+
+
+def device_of(*arrays: object) -> jax.Device:
+    """Return the device of the first array that lies on one, else the default device.
+
+    While a function is traced nothing says where its arguments will lie: wrap the call
+    in `jax.default_device` where that is not the default.
+    """
+    for array in arrays:
+        if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
+            return min(array.devices(), key=lambda device: device.id)
+    return default_device()
+
+
+def compute_capability(device: jax.Device | None = None) -> tuple[int, int] | None:
+    """Return the compute capability of an NVIDIA GPU, (9, 0) for Hopper.
+
+    Args:
+        device: the device to ask, by default the default device.
+
+    Returns:
+        The major and minor number, or None if the device is no NVIDIA GPU.
+    """
+    device = device or default_device()
+    if device.platform != "gpu":
         return None
-    major, minor = str(version).split(".")
-    return int(major), int(minor)
+    version = getattr(device, "compute_capability", None)
+    numbers = re.fullmatch(r"(\d+)\.(\d+)", str(version))
+    return (int(numbers[1]), int(numbers[2])) if numbers else None
 
 
-def is_hopper() -> bool:
-    """Whether the default device runs the kernels that are made for Hopper."""
-    return compute_capability() == HOPPER
+def is_hopper(device: jax.Device | None = None) -> bool:
+    """Say whether a device (by default the default one) runs the Hopper kernels."""
+    return compute_capability(device) == HOPPER
 
 
-def has_bulk_copies() -> bool:
-    """Whether the default device has bulk copies, as Hopper and newer do."""
-    capability = compute_capability()
+def has_bulk_copies(device: jax.Device | None = None) -> bool:
+    """Say whether a device (by default the default one) has bulk copies.
+
+    Hopper and newer GPUs do.
+    """
+    capability = compute_capability(device)
     return capability is not None and capability >= HOPPER
 
 
-def num_multiprocessors() -> int | None:
-    """Of the default device; None if it does not say."""
-    return getattr(jax.devices()[0], "core_count", None)
+def num_multiprocessors(device: jax.Device | None = None) -> int | None:
+    """Return the multiprocessors of a device (by default the default one).
+
+    Returns:
+        Their number, or None if the device does not say.
+    """
+    return getattr(device or default_device(), "core_count", None)
+
+
+def gpu_kind(device: jax.Device | None = None) -> str | None:
+    """Return the kind of a GPU, such as "NVIDIA H100 80GB HBM3".
+
+    Args:
+        device: the device to ask, by default the default device.
+
+    Returns:
+        Its kind, or None if the device is no GPU.
+    """
+    device = device or default_device()
+    return device.device_kind if device.platform == "gpu" else None

@@ -7,8 +7,8 @@ token-tree verification, chunked prefill and several requests at once (DeFT, arX
 2404.00242, sections 3.2 and 3.3, with intervals in place of bit masks). A query token
 is seen from its own rank on, which is causal order within a node.
 
-    tree:  A(3 tokens) - B(1, query r0)          token    A A A B C D
-                       \\ C(1) - D(1, query r1)   first    0 0 0 0 1 1
+    tree:  A(3 tokens) + B(1, query r0)          token    A A A B C D
+                       + C(1) - D(1, query r1)   first    0 0 0 0 1 1
                                                  end      2 2 2 1 2 2
 
 Grouping is computed once per step and shared by all layers.
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from deft_jax.attention.checks import as_int32, whole_number
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.counting import (
     compares,
@@ -31,7 +32,10 @@ from deft_jax.tree.counting import (
 from deft_jax.tree.state import Tree
 
 MAX_TILE_QUERIES = 64
+"""Queries per tile of a large batch."""
+
 NARROW_SHARE = 8
+"""A page is narrow if at most this part of a tile (one in so many) sees it."""
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +44,7 @@ class WorkList:
     """Pairs of a page and a tile of queries that sees it, the unit of attention work.
 
     Attributes:
-        page: [C] int32, page of each pair.
+        page: [C] int32, page of each pair; C is the capacity for pairs.
         query: [C] int32, first rank of the pair's tile.
         offset: [T + 1] int32, the pairs of tile `t` are `offset[t] : offset[t + 1]`;
             the last entry is the number of pairs. Lists that are not sorted by tile
@@ -57,9 +61,11 @@ class WorkList:
         return self.offset[-1]
 
     def shares(self, num_workers: int) -> jax.Array:
-        """[W + 1] int32: bounds of an even split of the pairs among workers.
+        """Return the bounds [W + 1] int32 of an even split of the pairs among workers.
 
-        Shares differ by one pair at most (DeFT section 3.3, flattened tree KV split).
+        Worker `w` gets the pairs `bound[w] : bound[w + 1]`. Shares differ by one pair
+        at most (DeFT section 3.3, flattened tree KV split): 7 pairs and 3 workers give
+        0 3 5 7.
         """
         bound = jnp.arange(num_workers + 1, dtype=jnp.int32)
         each, rest = self.num_pairs // num_workers, self.num_pairs % num_workers
@@ -106,7 +112,7 @@ class Grouping:
 
 
 def default_tile_queries(num_queries: int) -> int:
-    """Query per tile: all of a small batch, else 64."""
+    """Return the queries per tile: all of a small batch, else 64."""
     return min(num_queries, MAX_TILE_QUERIES)
 
 
@@ -121,6 +127,9 @@ def group(tree: Tree, slots: Slots, *, tile_queries: int | None = None) -> Group
 
     Returns:
         Masks, order and work lists; every shape is a capacity.
+
+    Raises:
+        ValueError: `tile_queries` is no integer of at least 1.
     """
     number, rank = query_ranks(tree, slots.node)
     order = _inverse(rank)
@@ -150,7 +159,8 @@ def group_arrays(
 
     The caller numbers the queries so that those which see a token have adjacent
     numbers, as a depth-first walk over its tree does; `order` and `rank` of the result
-    are the identity. Integers of any type are taken; the arrays become int32.
+    are the identity. Integers of any type are taken; the arrays become int32, and
+    ranges are cut to the live queries.
 
     Args:
         slot_first: [M, P], number of the first query that sees the token in the slot.
@@ -158,16 +168,20 @@ def group_arrays(
         slot_position: [M, P], position of the token along its path.
         query_position: [Q], position of each query along its path.
         num_live: [], queries of the step; those numbered from there on see nothing.
-        tile_queries: as in `group`.
+        tile_queries: queries per tile; by default chosen from the number of queries.
 
     Returns:
-        As of `group`.
+        Masks and work lists; every shape is a capacity.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: the arrays hold no integers, their shapes do not fit each other, or
+            `tile_queries` is no integer of at least 1.
     """
-    slots = [jnp.asarray(x, jnp.int32) for x in (slot_first, slot_end, slot_position)]
-    query_position = jnp.asarray(query_position, jnp.int32)
+    names = ("slot_first", "slot_end", "slot_position")
+    values = (slot_first, slot_end, slot_position)
+    slots = [as_int32(*pair) for pair in zip(names, values, strict=True)]
+    query_position = as_int32("query_position", query_position)
+    live = as_int32("num_live", num_live)
     shapes = [x.shape for x in slots]
     if slots[0].ndim != 2 or len(set(shapes)) > 1 or query_position.ndim != 1:
         raise ValueError(
@@ -175,14 +189,17 @@ def group_arrays(
             f"query_position [queries], got {', '.join(map(str, shapes))} and "
             f"{query_position.shape}"
         )
-    live = jnp.asarray(num_live, jnp.int32)
+    if live.ndim:
+        raise ValueError(f"num_live must be one number, got the shape {live.shape}")
     rows = jnp.arange(query_position.shape[0], dtype=jnp.int32)
     return _list_work(
         order=rows,
         rank=rows,
         query_position=query_position,
-        slot_first=slots[0],
-        slot_end=jnp.minimum(slots[1], live),
+        # The kernels pack a range in two times 16 bits: those of slots that nobody sees
+        # may hold anything, so they become empty ranges.
+        slot_first=jnp.clip(slots[0], 0, live),
+        slot_end=jnp.clip(slots[1], jnp.clip(slots[0], 0, live), live),
         slot_position=slots[2],
         num_live=live,
         tile_queries=tile_queries,
@@ -200,9 +217,20 @@ def _list_work(
     num_live,
     tile_queries,
 ) -> Grouping:
-    """The grouping whose masks are known."""
+    """Return the grouping whose masks are known, with its work lists.
+
+    Queries 0 1 2 3 in one tile, NARROW_SHARE 2; page 5 is seen by all, page 2 by query
+    0, page 7 by queries 2 and 3, page 4 by none:
+
+        page     2  4  5  7       page_order  2 5 7 4, those that are not seen last
+        first    0  0  0  2       wide        page 5, for the tile that begins at 0
+        end      1  0  4  4       narrow      pages 2 7 7, for the queries 0 2 3
+    """
     num_queries = query_position.shape[0]
-    tile = tile_queries or default_tile_queries(num_queries)
+    if tile_queries is None:
+        tile = default_tile_queries(num_queries)
+    else:
+        tile = whole_number("tile_queries", tile_queries)
     page_first, page_end = _see_pages(slot_first, slot_end)
     page_order = _order_pages(
         page_first, page_end, slot_position, slot_first < slot_end
@@ -225,7 +253,10 @@ def _list_work(
 
 
 def query_ranks(tree: Tree, node: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Depth-first ranks of query tokens.
+    """Return the depth-first ranks of query tokens: by node, then by row.
+
+        depth-first number of the row's node   2 0 2 N 1
+        rank                                   2 0 3 4 1
 
     Args:
         tree: the forest.
@@ -243,7 +274,7 @@ def query_ranks(tree: Tree, node: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _inverse(rank: jax.Array) -> jax.Array:
-    """[Q] int32: the row of each rank, of a permutation."""
+    """Return the row [Q] int32 of each rank: 2 0 3 4 1 gives 1 4 0 2 3."""
     rows = jnp.arange(rank.shape[0], dtype=jnp.int32)
     if compares(rows.size, rows.size):
         here = rank[None] == rows[:, None]
@@ -252,27 +283,35 @@ def _inverse(rank: jax.Array) -> jax.Array:
 
 
 def slot_ranges(tree: Tree, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[M, P] int32 each: ranks below each slot's node, an empty range if there is none.
+    """Return first and end [M, P] int32 of the ranks below each slot's node.
+
+    A slot without a node has an empty range.
 
     Args:
         tree: the forest.
-        number: [Q] int32 as `query_ranks` gives it.
+        number: [Q] int32, depth-first number of each row's node, N for idle rows.
     """
     first, end = _node_ranges(tree, number)
     return first[tree.slot_node], end[tree.slot_node]
 
 
 def _node_ranges(tree: Tree, number):
-    """[N + 1] int32 each: ranks below each node, none for the node of empty slots."""
+    """Return first and end [N + 1] int32 of the ranks below each node.
+
+    Entry N, the node of empty slots, has none. A node whose depth-first numbers are
+    `first : end` holds the ranks of the rows with such numbers: as many ranks come
+    before them as there are rows with a number below `first`.
+    """
     first, end = (jnp.append(x, jnp.int32(0)) for x in (tree.first, tree.end))
     size = tree.num_nodes
     return count_below(number, first, size), count_below(number, end, size)
 
 
 def _first_positions(tree: Tree, slots: Slots, number):
-    """[N + 1] int32: position of the first query token of each node, else the largest.
+    """Return the position [N + 1] int32 of the first query token of each node.
 
-    An entry more, for the node of empty slots, with a number that no row has.
+    It is the largest int32 for nodes without a query token, and for the node of empty
+    slots, entry N, which gets a number that no row has.
     """
     largest = jnp.iinfo(jnp.int32).max
     first = jnp.append(tree.first, jnp.int32(tree.num_nodes + 1))
@@ -284,10 +323,16 @@ def _first_positions(tree: Tree, slots: Slots, number):
 
 
 def _see_slots(tree: Tree, slots: Slots, number):
-    """`Grouping.slot_first` and `slot_end`.
+    """Return `Grouping.slot_first` and `slot_end`.
 
     The query tokens of a node are its last, in row order, so that their positions give
-    their ranks.
+    their ranks. A node with tokens at positions 4 5 6 7, of which 6 and 7 are queries,
+    and the ranks 3 4 below it:
+
+        position                 4 5 6 7
+        beyond the first query   0 0 0 1    position - 6, at least 0
+        slot_first               3 3 3 4
+        slot_end                 5 5 5 5
     """
     nodes = *_node_ranges(tree, number), _first_positions(tree, slots, number)
     # Computed once, not for each slot, whatever the compiler makes of few queries.
@@ -296,6 +341,7 @@ def _see_slots(tree: Tree, slots: Slots, number):
 
 
 def _see_pages(slot_first, slot_end):
+    """Return `Grouping.page_first` and `page_end`, over the page's seen tokens."""
     seen = slot_first < slot_end
     largest = jnp.iinfo(jnp.int32).max
     first = jnp.min(jnp.where(seen, slot_first, largest), axis=1)
@@ -304,7 +350,7 @@ def _see_pages(slot_first, slot_end):
 
 
 def _order_pages(page_first, page_end, slot_position, seen):
-    """[M] int32: pages by first rank, then path position; unseen ones last."""
+    """Return the pages [M] int32 by first rank, then position; unseen ones last."""
     largest = jnp.iinfo(jnp.int32).max
     key = jnp.where(page_first < page_end, page_first, largest)
     page = jnp.arange(page_first.shape[0], dtype=jnp.int32)
@@ -313,7 +359,17 @@ def _order_pages(page_first, page_end, slot_position, seen):
 
 
 def _list_wide(page_order, page_first, page_end, narrow, num_queries, tile):
-    """Every tile with the pages it sees, tile by tile in page order."""
+    """List every tile with the pages it sees, tile by tile in page order.
+
+    Two tiles of 4 queries over pages 5 2 7 in page order, all of them wide:
+
+        first, end of 5 2 7         0 8   0 4   4 8
+        overlap, tile by tile       1 1 0   1 0 1
+        upto, pairs before each     0 1 2   2 3 3  4
+        page of each pair           5 2 5 7
+        query of each pair          0 0 4 4
+        offset, every third upto    0 2 4
+    """
     num_tiles = -(-num_queries // tile)
     start = tile * jnp.arange(num_tiles, dtype=jnp.int32)[:, None]
     first, end = page_first[page_order][None], page_end[page_order][None]
@@ -334,7 +390,17 @@ def _list_wide(page_order, page_first, page_end, narrow, num_queries, tile):
 
 
 def _list_narrow(page_order, page_first, page_end, narrow, tile):
-    """Every page that few queries see, once per query."""
+    """List every page that few queries see, once per query.
+
+    Pages 6 3 9 in page order, seen by the queries 0 1, by none and by 4 5 6:
+
+        queries             2 0 3
+        upto                0 2 2 5
+        pair                0 1 2 3 4
+        at, its page        0 0 2 2 2    the last entry with upto <= pair
+        page                6 6 9 9 9
+        query               0 1 4 5 6    first + pair - upto
+    """
     most = max(tile // NARROW_SHARE, 1)
     first = page_first[page_order]
     queries = jnp.where(narrow[page_order], page_end[page_order] - first, 0)

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import jax
 
+from deft_jax.attention.device import device_of, gpu_kind
 from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.schedule import head_chunks, prepare
 from deft_jax.attention.spec import AttentionSpec
-from deft_jax.attention.tuned_sizes import Key, gpu_kind, lookup
+from deft_jax.attention.tuned_sizes import Key, lookup
 from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
     grouped_partial_attention,
 )
@@ -40,14 +41,29 @@ def tree_attention_mosaic(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    logits: AttentionSpec,
+    attention: AttentionSpec,
     *,
     config: KernelConfig | None = None,
     num_workers: int | None = None,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of `q` [Q, H, D] over the pages; see `tree_attention`."""
-    spec = make_spec(q, k_pages, logits, config=config, num_workers=num_workers)
+    """Attend over the pages with the kernels for Hopper.
+
+    Args:
+        q: [Q, H, D], queries in rank order.
+        k_pages: [M, K, P, D], keys.
+        v_pages: [M, K, P, D], values.
+        grouping: what each query sees.
+        attention: what is computed.
+        config: tuned sizes, by default the ones that `make_spec` chooses.
+        num_workers: multiprocessors to use.
+        interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
+
+    Returns:
+        out: [Q, H, D] in q's dtype; zeros for queries that see nothing.
+        lse: [Q, H] float32, natural log of the sum of exponentials; -inf there.
+    """
+    spec = make_spec(q, k_pages, attention, config=config, num_workers=num_workers)
     with jax.named_scope("grouping"):
         prepared = prepare(grouping, spec)
     return attend(spec, q, k_pages, v_pages, prepared, interpret=interpret)
@@ -56,7 +72,7 @@ def tree_attention_mosaic(
 def unsupported(
     q: jax.Array | jax.ShapeDtypeStruct, k_pages: jax.Array | jax.ShapeDtypeStruct
 ) -> str | None:
-    """Why the kernels do not take these arrays, None if they do."""
+    """Say why the kernels do not take these arrays; None if they do."""
     page_size = k_pages.shape[2]
     if q.dtype.name not in DTYPES:
         return f"dtype {q.dtype} is none of {', '.join(DTYPES)}"
@@ -72,19 +88,19 @@ def unsupported(
 def make_spec(
     q: jax.Array | jax.ShapeDtypeStruct,
     k_pages: jax.Array | jax.ShapeDtypeStruct,
-    logits: AttentionSpec,
+    attention: AttentionSpec,
     *,
     config: KernelConfig | None = None,
     num_workers: int | None = None,
 ) -> KernelSpec:
-    """Static sizes of the kernels for arrays of these shapes.
+    """Return the static sizes of the kernels for arrays of these shapes.
 
     Args:
         q: [Q, H, D], shape and dtype are used.
         k_pages: [M, K, P, D], shape is used.
-        logits: of the attention.
-        config: tuned sizes; by default those of `tuned_sizes` for the default device,
-            else `default_config`.
+        attention: what is computed.
+        config: tuned sizes; by default those of `tuned_sizes` for the device where the
+            arrays lie, else `default_config`.
         num_workers: multiprocessors to use.
 
     Raises:
@@ -115,21 +131,28 @@ def make_spec(
             num_workers or DEFAULT_WORKERS, num_kv_heads * chunks * num_tiles
         ),
         dtype=q.dtype.name,
-        scale=logits.scale,
-        window=logits.window,
-        soft_cap=logits.soft_cap,
+        scale=attention.scale,
+        window=attention.window,
+        soft_cap=attention.soft_cap,
         head_chunks=chunks,
     )
-    return replace(spec, config=config or _choose_config(spec))
+    kind = gpu_kind(device_of(q, k_pages))
+    return replace(spec, config=config or _choose_config(spec, kind))
 
 
 def copied(query_bytes: int) -> int:
-    """Least queries that one copy can move, their heads together `query_bytes`."""
+    """Return the least number of queries that one copy can move.
+
+    A copy moves a multiple of 128 bytes: of queries of 384 bytes one, of 192 bytes two.
+
+    Args:
+        query_bytes: bytes of a query's heads together.
+    """
     return COPY_BYTES // math.gcd(COPY_BYTES, query_bytes)
 
 
 def even_workers(most: int, num_pairs: int) -> int:
-    """Workers to use of `most`: some fewer if shares then end where tiles do.
+    """Return the workers to use: some fewer than `most` if shares end with tiles then.
 
     Tiles of about one size are then cut into fewer pieces, if at all, and workers that
     read the same KV for different tiles do so at the same time.
@@ -139,12 +162,12 @@ def even_workers(most: int, num_pairs: int) -> int:
     return next(even, most)
 
 
-def _choose_config(spec: KernelSpec) -> KernelConfig:
-    """The tuned sizes, the default ones or small ones: the first that fit.
+def _choose_config(spec: KernelSpec, kind: str | None) -> KernelConfig:
+    """Return the tuned sizes, the default ones or small ones: the first that fit.
 
     Queries of groups such as 40, which leave rows of a tile empty, need more room.
     """
-    key, kind = Key.of(spec), gpu_kind()
+    key = Key.of(spec)
     rows = spec.num_queries * spec.group
     for config in (
         None if kind is None else lookup(kind, key),
@@ -157,7 +180,7 @@ def _choose_config(spec: KernelSpec) -> KernelConfig:
 
 
 def default_config(head_dim: int, rows: int, windowed: bool) -> KernelConfig:
-    """Sizes where nothing was tuned.
+    """Return the sizes to use where nothing was tuned.
 
     Long blocks where there is enough work for the matrix units, but where registers do
     not hold them. More stages only delay the first block (bench/NOTES.md).
@@ -177,7 +200,20 @@ def attend(
     *,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Run the kernels on what `prepare` returned; results as of `tree_attention`."""
+    """Run the kernels of one layer on what `prepare` returned for the step.
+
+    Args:
+        spec: static sizes.
+        q: [Q, H, D], queries in rank order.
+        k_pages: [M, K, P, D], keys.
+        v_pages: [M, K, P, D], values.
+        prepared: masks, positions, live queries and schedule.
+        interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
+
+    Returns:
+        out: [Q, H, D] in q's dtype; zeros for queries that see nothing.
+        lse: [Q, H] float32, natural log of the sum of exponentials; -inf there.
+    """
     masks, positions, live, schedule = prepared
     rows = (spec.num_queries, spec.num_kv_heads, spec.group)
     out, lse, part_out, part_lse = grouped_partial_attention(

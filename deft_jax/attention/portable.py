@@ -27,25 +27,29 @@ def tree_attention_mma(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    logits: AttentionSpec,
+    attention: AttentionSpec,
     *,
     bulk: bool,
     num_workers: int | None = None,
     interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of `q` [Q, H, D] over the pages; see `tree_attention`.
+    """Attend over the pages with the portable kernels.
 
     Args:
-        q: queries in rank order.
-        k_pages: [M, K, P, D].
-        v_pages: [M, K, P, D].
-        grouping: of the step.
-        logits: of the attention.
+        q: [Q, H, D], queries in rank order.
+        k_pages: [M, K, P, D], keys.
+        v_pages: [M, K, P, D], values.
+        grouping: what each query sees.
+        attention: what is computed.
         bulk: whether the device has bulk copies (compute capability 9.0 and newer).
         num_workers: blocks of threads.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
+
+    Returns:
+        out: [Q, H, D] in q's dtype; zeros for queries that see nothing.
+        lse: [Q, H] float32, natural log of the sum of exponentials; -inf there.
     """
-    spec = make_mma_spec(q, k_pages, logits, bulk=bulk, num_workers=num_workers)
+    spec = make_mma_spec(q, k_pages, attention, bulk=bulk, num_workers=num_workers)
     masks, positions, live, schedule = prepare(grouping, spec, tile_rows(spec))
     heads = spec.num_queries, spec.num_kv_heads, spec.group, spec.head_dim
     out, lse, part_out, part_lse = grouped_partial_attention(
@@ -73,12 +77,15 @@ def tree_attention_mma(
 def make_mma_spec(
     q: jax.Array,
     k_pages: jax.Array,
-    logits: AttentionSpec,
+    attention: AttentionSpec,
     *,
     bulk: bool,
     num_workers: int | None = None,
 ) -> KernelSpec:
-    """Static sizes of the portable kernels; registers limit rows and blocks."""
+    """Return the static sizes of the portable kernels.
+
+    Registers limit rows and blocks.
+    """
     num_queries, num_q_heads, head_dim = q.shape
     num_kv_heads, page_size = k_pages.shape[1:3]
     most = 32 if head_dim > 128 else 64
@@ -99,9 +106,9 @@ def make_mma_spec(
         halves=1,
         num_workers=num_workers or DEFAULT_WORKERS,
         dtype=q.dtype.name,
-        scale=logits.scale,
-        window=logits.window,
-        soft_cap=logits.soft_cap,
+        scale=attention.scale,
+        window=attention.window,
+        soft_cap=attention.soft_cap,
         head_chunks=chunks,
         config=KernelConfig(
             unit_tokens=unit, block_tokens=32 if wide else 64, stages=2

@@ -3,10 +3,16 @@
 A *tile* is a run of queries whose rows (a query has one row per query head of its KV
 head) fit a kernel's matrix tile. A *unit* is the part of a page that one copy moves.
 Each tile lists the units it sees, in *blocks* of tokens; the blocks of all heads and
-tiles, in that order, are one line that is cut into equal shares, one per worker (DeFT,
-arXiv 2404.00242, section 3.3, flattened tree KV split). A tile cut by a share's end
-leaves a partial result per worker. Where the attention kernel merges them, the worker
-with the tile's beginning does: it comes to that piece last, the others to theirs first.
+tiles, in that order, are one line of *positions* that is divided into equal *shares*,
+one per worker (DeFT, arXiv 2404.00242, section 3.3, flattened tree KV split). A tile in
+which a share ends is in several *pieces*, each with a partial result of its worker.
+Where the attention kernel merges them, the worker with the tile's beginning does: it
+comes to that piece last, the others to theirs first.
+
+    2 heads, tiles of 3 and 2 blocks, 4 workers: 10 positions, shares of 3 3 2 2
+
+    head, tile    0,0    0,1  1,0    1,1        pieces of the tiles
+    worker        0 0 0  1 1  1 2 2  3 3        1 1 2 1
 """
 
 import dataclasses
@@ -27,11 +33,11 @@ from deft_jax.tree.counting import exclusive_cumsum
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Work lists of a step: `T` tiles, `E = M * P // U` units.
+    """Work lists of a step: `T` tiles, `M * P // U` units of `U` tokens.
 
     Attributes:
-        unit: [T * E] int32, units of the tiles: `E` for each, class by class, the ones
-            that it does not see last. Unit `u` is part `u % (P // U)` of page
+        unit: [T * units] int32, all units for each tile, class by class, the
+            ones that it does not see last. Unit `u` is part `u % (P // U)` of page
             `u // (P // U)`.
         tile: [T, 8] int32: index in `unit` of the first one under a mask and of the
             ends of the three masked classes, then the blocks of the four classes.
@@ -55,39 +61,40 @@ class Schedule:
 def make_schedule(
     grouping: Grouping, tiling: Tiling, *, window: int | None = None
 ) -> Schedule:
-    """List and splits the work of one step's attention.
+    """List and divide the work of one step's attention.
 
     Args:
-        grouping: of the step.
+        grouping: what each query of the step sees.
         tiling: static sizes.
-        window: as in `tree_attention`; units that are too far back are left out.
+        window: a query sees only tokens less than this many positions back; units that
+            are too far back for all are left out. None for no window.
     """
     classes = classify(grouping, tiling, window)
     unit, ends = list_units(classes)
     tile, positions = describe_tiles(ends, classes.shape[1], tiling)
-    return share(unit, tile, positions, even_cut, grouping.num_live, tiling)
+    return divide(unit, tile, positions, even_shares, grouping.num_live, tiling)
 
 
-def share(
+def divide(
     unit: jax.Array,
     tile: jax.Array,
     positions: jax.Array,
-    make_cut: "Callable[[jax.Array, int], Cut]",
+    make_shares: "Callable[[jax.Array, int], Shares]",
     num_live: jax.Array,
     tiling: Tiling,
 ) -> Schedule:
-    """The schedule whose units and tiles are known.
+    """Divide the work of known tiles among the workers.
 
     Args:
-        unit: as `Schedule.unit`.
-        tile: as `Schedule.tile`.
-        positions: [T] int32, positions of each tile, as `describe_tiles` gives them.
-        make_cut: from the positions of all heads' tiles and the number of workers to
-            the shares, such as `even_cut`.
+        unit: [T * units] int32, what `Schedule.unit` is to be.
+        tile: [T, 8] int32, what `Schedule.tile` is to be.
+        positions: [T] int32, positions of each tile, which `describe_tiles` gives.
+        make_shares: from the number of positions of all heads and the number of workers
+            to the shares; `even_shares` is one.
         num_live: [] int32, live queries.
         tiling: static sizes.
     """
-    worker, pieces = _share(tile, positions, make_cut, num_live, tiling)
+    worker, pieces = _worker_rows(tile, positions, make_shares, num_live, tiling)
     worker = jnp.concatenate(
         [worker, _first_units(worker, unit, len(tile), tiling)], axis=1
     )
@@ -99,10 +106,14 @@ def share(
 
 
 def describe_tiles(ends: jax.Array, num_units: int, tiling: Tiling):
-    """`Schedule.tile` and [T] int32 positions per tile, at least one for each.
+    """Return `Schedule.tile`, and the positions [T] int32 of each tile, at least one.
 
     A tile that sees nothing has one position and no block, so that somebody writes its
     zeros. Units seen whole that do not fill a block are read under a mask.
+
+        2 units per block, ends of a tile's classes 5 6 6 9
+        bounds   4 6 6 9    two blocks seen whole; unit 4 is read under the mask
+        blocks   2 1 0 2    5 positions
     """
     per_block = tiling.block_tokens // tiling.unit_tokens
     whole = ends[:, :1] // per_block
@@ -115,7 +126,7 @@ def describe_tiles(ends: jax.Array, num_units: int, tiling: Tiling):
 
 
 def _first_units(worker, unit, num_tiles: int, tiling: Tiling):
-    """[W, block_tokens // U] int32: the units of each worker's first block."""
+    """Return the units [W, block_tokens // U] int32 of each worker's first block."""
     per_block = tiling.block_tokens // tiling.unit_tokens
     num_pairs = num_tiles * tiling.num_kv_heads
 
@@ -131,7 +142,7 @@ def _first_units(worker, unit, num_tiles: int, tiling: Tiling):
     return jax.vmap(units)(jnp.arange(len(worker), dtype=jnp.int32), worker)
 
 
-class Cut(NamedTuple):
+class Shares(NamedTuple):
     """Which positions each worker gets.
 
     Attributes:
@@ -143,12 +154,15 @@ class Cut(NamedTuple):
     worker_of: Callable[[jax.Array], jax.Array]
 
 
-def even_cut(total: jax.Array, workers: int) -> Cut:
-    """Shares that differ by one position at most.
+def even_shares(total: jax.Array, workers: int) -> Shares:
+    """Return shares that differ by one position at most, the longer ones first.
+
+    10 positions and 4 workers: `bound` is 0 3 6 8 10. Position 7 comes after the
+    `2 * 3` positions of the long shares, so worker `2 + (7 - 6) // 2` has it.
 
     Args:
         total: [] int32, positions.
-        workers: shares.
+        workers: number of shares.
     """
     each, rest = total // workers, total % workers
     bound = jnp.arange(workers + 1, dtype=jnp.int32)
@@ -158,11 +172,11 @@ def even_cut(total: jax.Array, workers: int) -> Cut:
         later = rest + (position - long) // jnp.maximum(each, 1)
         return jnp.where(position < long, position // (each + 1), later)
 
-    return Cut(bound * each + jnp.minimum(bound, rest), worker_of)
+    return Shares(bound * each + jnp.minimum(bound, rest), worker_of)
 
 
-def cut_at(bound: jax.Array) -> Cut:
-    """Shares of any size; workers without one come last.
+def shares_at(bound: jax.Array) -> Shares:
+    """Return shares of any size; workers without one come last.
 
     Args:
         bound: [W + 1] int32, from 0 to the number of positions, rising but at the end.
@@ -172,15 +186,26 @@ def cut_at(bound: jax.Array) -> Cut:
         ends = bound[1:].reshape(*[1] * position.ndim, -1)
         return jnp.sum(ends <= position[..., None], axis=-1, dtype=jnp.int32)
 
-    return Cut(bound, worker_of)
+    return Shares(bound, worker_of)
 
 
-def _share(tile_fields, positions, make_cut, num_live, tiling: Tiling):
-    """`Schedule.worker` and `Schedule.pieces`."""
+def _worker_rows(tile_fields, positions, make_shares, num_live, tiling: Tiling):
+    """Return `Schedule.worker` without the first block's units, and `Schedule.pieces`.
+
+    The example of the module's docstring, where `per_head` is 5:
+
+        worker         0  1  2  3
+        bound          0  3  6  8  10
+        head, tile     0,0  0,1  1,0  1,1    where the share begins
+        position       0  0  1  0            of that beginning within its tile
+        last tile      0,0  1,0  1,0  1,1    with the last of the share's positions
+        touched        1  2  1  1            pieces of tiles
+        later          0  1  0  0            workers that have the rest of the last tile
+    """
     num_tiles, workers = positions.shape[0], tiling.num_workers
     upto = exclusive_cumsum(positions)
     per_head = upto[-1]
-    bound, worker_of = make_cut(per_head * tiling.num_kv_heads, workers)
+    bound, worker_of = make_shares(per_head * tiling.num_kv_heads, workers)
 
     def locate(position):
         head, within = position // per_head, position % per_head
@@ -219,17 +244,18 @@ def prepare(
     rows: int = TILE_ROWS,
     schedule: Schedule | None = None,
 ) -> Inputs:
-    """What the kernels need to know of a step, for all layers of these sizes.
+    """Return what the kernels need to know of a step, for all layers of these sizes.
 
     Args:
-        grouping: of the step.
+        grouping: what each query of the step sees.
         spec: static sizes.
-        rows: of a tile's half.
+        rows: matrix rows of a tile's half.
         schedule: the work lists, by default those of `make_schedule`.
 
     Returns:
+        The arguments of `grouped_partial_attention` but for queries, keys and values:
         masks [M * P // U + 1, mask_fields, U], row positions [T, halves, rows] and live
-        queries [1], all int32, as in `grouped_partial_attention`, and the schedule.
+        queries [1], all int32, and the schedule.
     """
     tiling = tiling_of(spec)
     schedule = schedule or make_schedule(grouping, tiling, window=spec.window)
@@ -238,7 +264,7 @@ def prepare(
 
 
 def tiling_of(spec: KernelSpec) -> Tiling:
-    """The sizes that work lists depend on."""
+    """Return the sizes that work lists depend on."""
     return Tiling(
         half_queries=spec.half_queries,
         halves=spec.halves,
@@ -250,6 +276,10 @@ def tiling_of(spec: KernelSpec) -> Tiling:
 
 
 def _masks(grouping: Grouping, spec: KernelSpec) -> jax.Array:
+    """Return the masks of all units, and of one more that nobody sees.
+
+    A range of ranks is one int32, the end in its upper half: 3:5 is 0x00050003.
+    """
     ranks = grouping.slot_first | (grouping.slot_end << 16)
     fields = (ranks, grouping.slot_position)[: spec.mask_fields]
     units = [x.reshape(-1, spec.config.unit_tokens) for x in fields]
@@ -257,6 +287,7 @@ def _masks(grouping: Grouping, spec: KernelSpec) -> jax.Array:
 
 
 def _row_positions(grouping: Grouping, spec: KernelSpec, tiling: Tiling, rows: int):
+    """Return the position of each matrix row's query; zeros without a window."""
     shape = spec.num_tiles, spec.halves, rows
     if spec.window is None:
         return jnp.zeros(shape, jnp.int32)
@@ -267,11 +298,13 @@ def _row_positions(grouping: Grouping, spec: KernelSpec, tiling: Tiling, rows: i
 def head_chunks(
     group: int, rows: int, queries: Callable[[int], int] = lambda heads: 1
 ) -> int:
-    """Least number of equal parts of a group's query heads that fit a tile's rows.
+    """Return in how many equal parts a group's query heads fit a tile's rows.
+
+    A group of 71 heads and 64 rows: 71 parts, since 71 is a prime. One of 96: 2 parts.
 
     Args:
-        group: `G`.
-        rows: of a tile.
+        group: `G`, query heads that share a KV head.
+        rows: matrix rows of a tile.
         queries: from the heads of a part to the least queries of a tile.
     """
     parts = (c for c in range(1, group + 1) if group % c == 0)
@@ -279,7 +312,7 @@ def head_chunks(
 
 
 def partial_bytes(spec: KernelSpec, schedule: Schedule) -> jax.Array:
-    """[] int32: bytes of partial results that the Hopper kernels write."""
+    """Return the bytes [] int32 of partial results that the Hopper kernels write."""
     pieces = schedule.pieces[:, 1]
     # Where the attention kernel merges, the first piece of a tile stays in registers.
     kept = 1 if spec.fused else 0

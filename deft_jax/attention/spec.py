@@ -1,6 +1,7 @@
-"""Sizes and constants of attention, in one place: of logits, heads and work lists."""
+"""What attention computes, and the sizes of its heads and work lists."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +9,26 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class AttentionSpec:
-    """How logits follow from products of queries and keys.
+    """What the attention of one kind of layer computes.
 
     Attributes:
-        scale: factor of the products.
-        window: a query sees only tokens less than this many positions back, or None.
-        soft_cap: bound of `soft_cap * tanh(logits / soft_cap)`, or None.
+        scale: factor of the products of queries and keys.
+        window: a query sees only tokens less than this many positions back along its
+            path, itself counted; None for all.
+        soft_cap: bound of `soft_cap * tanh(logits / soft_cap)`, or None for no bound.
     """
 
     scale: float
-    window: int | None
-    soft_cap: float | None
+    window: int | None = None
+    soft_cap: float | None = None
+
+    @classmethod
+    def plain(cls, head_dim: int) -> "AttentionSpec":
+        """Return softmax attention with the usual scale: no window and no cap."""
+        return cls(scale=1 / math.sqrt(head_dim))
 
     def __call__(self, products: jax.Array) -> jax.Array:
-        """Logits of float32 products, any shape."""
+        """Return the logits of float32 products of queries and keys, any shape."""
         logits = products * self.scale
         if self.soft_cap is not None:
             logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
@@ -30,7 +37,7 @@ class AttentionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Static sizes of a schedule.
+    """Static sizes of a schedule: the part of a `KernelSpec` that work lists depend on.
 
     Attributes:
         half_queries: queries per half of a tile.
@@ -38,7 +45,7 @@ class Tiling:
         unit_tokens: `U`, tokens of a unit; divides the page size.
         block_tokens: tokens of a block, a multiple of `unit_tokens`.
         num_kv_heads: `K`.
-        num_workers: `W`, shares to cut the work into.
+        num_workers: `W`, workers that divide the work among them.
     """
 
     half_queries: int

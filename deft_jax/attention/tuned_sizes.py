@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from deft_jax.errors import DeftError
 from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, KernelConfig, KernelSpec
 
@@ -33,7 +31,7 @@ class Key:
 
     Attributes:
         head_dim: `D`.
-        dtype: of q, k, v and out.
+        dtype: name of the dtype of q, k, v and out.
         windowed: whether queries see a window of their path only.
         rows: queries times the query heads that share a KV head, as a bucket of
             `rows_bucket`.
@@ -48,7 +46,7 @@ class Key:
 
     @classmethod
     def of(cls, spec: KernelSpec) -> "Key":
-        """The key of a kernel, whatever its config."""
+        """Return the key of a kernel, whatever its config."""
         return cls(
             head_dim=spec.head_dim,
             dtype=spec.dtype,
@@ -71,9 +69,9 @@ class Table:
     """Tuned sizes for one kind of device.
 
     Attributes:
-        device_kind: as `jax.Device` names it.
+        device_kind: name that `jax.Device` has for the kind of device.
         jax: version of JAX that measured last, None if nothing was measured.
-        date: of the last measurement, YYYY-MM-DD, or None.
+        date: day when it was measured last, YYYY-MM-DD, or None.
         entries: by key.
     """
 
@@ -84,18 +82,12 @@ class Table:
 
 
 def rows_bucket(rows: int) -> int:
-    """`rows` rounded up to a power of two between 64 and 8192."""
+    """Return `rows` rounded up to a power of two between 64 and 8192."""
     return min(max(1 << (rows - 1).bit_length(), LEAST_ROWS), MOST_ROWS)
 
 
-def gpu_kind() -> str | None:
-    """Kind of the default device, None if it is no GPU."""
-    device = jax.devices()[0]
-    return device.device_kind if device.platform == "gpu" else None
-
-
 def lookup(device_kind: str, key: Key) -> KernelConfig | None:
-    """The tuned sizes for a kernel, None where nothing was measured.
+    """Return the tuned sizes for a kernel, None where nothing was measured.
 
     Raises:
         DeftError: a table cannot be read; the message names the file.
@@ -109,7 +101,7 @@ def lookup(device_kind: str, key: Key) -> KernelConfig | None:
 
 
 def user_path(device_kind: str) -> Path | None:
-    """The file of the user's own table, None if there is none.
+    """Return the file of the user's own table, None if there is none.
 
     Raises:
         DeftError: `DEFT_JAX_TUNED` names a file that does not exist.
@@ -127,14 +119,14 @@ def user_path(device_kind: str) -> Path | None:
 
 
 def default_path(device_kind: str) -> Path:
-    """Where `deft-jax tune` writes the table of a kind of device."""
+    """Return the path where `deft-jax tune` writes the table of a kind of device."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     name = device_kind.replace("/", "-")
     return base / "deft-jax" / "tuned" / f"{name}.json"
 
 
 def read_table(path: Path) -> Table | None:
-    """The table of a file, None if there is no such file.
+    """Return the table of a file, None if there is no such file.
 
     Raises:
         DeftError: it is no table; the message names the file.
@@ -181,7 +173,7 @@ def _packaged_paths() -> list[Path]:
 
 @functools.cache
 def _read_once(path: Path) -> Table | None:
-    """As `read_table`; every layer of a model asks while it is traced."""
+    """Read a table the first time; every layer of a model asks while it is traced."""
     return read_table(path)
 
 

@@ -25,10 +25,21 @@ MAX_COMPARED = 2**23
 
 
 def classify(grouping: Grouping, tiling: Tiling, window: int | None) -> jax.Array:
-    """[T, E] int32: class of each unit for each tile, NUM_CLASSES where it sees none.
+    """Return the class [T, units] int32 of each unit for each tile.
 
-    Rows past the live queries are written as zeros whatever they see, so a unit is seen
-    whole by a tile if every live row sees it.
+    It is NUM_CLASSES where the tile sees none of the unit. Rows past the live queries
+    are written as zeros whatever they see, so a unit is seen whole by a tile if every
+    live row sees it.
+
+        a tile of the queries 0 1 | 2 3, all live, and units whose tokens are seen by
+        0:4      WHOLE          1:2, 1:2   FIRST_HALF
+        0:4, 1:4 BOTH           2:4        SECOND_HALF, for one half does not see it
+        1:3      BOTH           5:9        NUM_CLASSES
+
+    Args:
+        grouping: what each query sees.
+        tiling: static sizes.
+        window: a query sees only tokens less than this many positions back, or None.
     """
     tile_queries, half_queries = tiling.tile_queries, tiling.half_queries
     num_tiles = -(-grouping.num_queries // tile_queries)
@@ -53,15 +64,16 @@ def classify(grouping: Grouping, tiling: Tiling, window: int | None) -> jax.Arra
 
 
 class _Seen(NamedTuple):
-    """What is seen of each unit, [1, E] int32 each.
+    """Bounds of what queries see of each unit.
 
     Attributes:
-        first: first rank that sees any of it.
-        end: one past the last.
-        last_first: largest of the tokens' first ranks.
-        first_end: least of the ends.
-        latest: largest position along the path.
-        earliest: least position.
+        first: [1, units] int32, first rank that sees any token of the unit.
+        end: [1, units] int32, one past the last such rank.
+        last_first: [1, units] int32, largest first rank of a token, seen or not.
+        first_end: [1, units] int32, least end of a token; the ranks in
+            `last_first : first_end` see the whole unit.
+        latest: [1, units] int32, largest path position of a seen token.
+        earliest: [1, units] int32, least path position of a seen token.
     """
 
     first: jax.Array
@@ -73,6 +85,7 @@ class _Seen(NamedTuple):
 
 
 def _seen_ranges(grouping: Grouping, tiling: Tiling) -> _Seen:
+    """Return the bounds of each unit from those of its tokens."""
     fields = grouping.slot_first, grouping.slot_end, grouping.slot_position
     first, end, position = (x.reshape(1, -1, tiling.unit_tokens) for x in fields)
     largest = jnp.iinfo(jnp.int32).max // 2
@@ -88,7 +101,7 @@ def _seen_ranges(grouping: Grouping, tiling: Tiling) -> _Seen:
 
 
 def _query_range(grouping: Grouping, tiling: Tiling, half: int):
-    """[T, 1] int32 twice: least and largest position of a half's live queries."""
+    """Return the least and the largest position [T, 1] int32 of a half's queries."""
     largest = jnp.iinfo(jnp.int32).max // 2
     query = query_positions(grouping, tiling)
     live = jnp.arange(query.size).reshape(query.shape) < grouping.num_live
@@ -98,7 +111,7 @@ def _query_range(grouping: Grouping, tiling: Tiling, half: int):
 
 
 def query_positions(grouping: Grouping, tiling: Tiling) -> jax.Array:
-    """[T * halves, half_queries] int32: positions of the queries, zeros as padding."""
+    """Return the queries' positions [T * halves, half_queries] int32, zero-padded."""
     num_tiles = -(-grouping.num_queries // tiling.tile_queries)
     rows = num_tiles * tiling.tile_queries
     query = jnp.pad(grouping.query_position, (0, rows - grouping.num_queries))
@@ -106,28 +119,51 @@ def query_positions(grouping: Grouping, tiling: Tiling) -> jax.Array:
 
 
 def list_units(classes):
-    """Units by tile and class, and [T, 4] int32 where the classes end within a tile."""
+    """List the units of each tile, class by class.
+
+        class of the units 0 to 5   2 0 4 0 1 2    4 is "not seen"
+        index of each in the list   3 0 5 1 2 4
+        list                        1 3 4 0 5 2
+        ends of the classes         2 3 5 5
+
+    Args:
+        classes: [T, units] int32, class of each unit for each tile, NUM_CLASSES for
+            units that a tile does not see.
+
+    Returns:
+        [T * units] int32, the lists one behind the other, and [T, 4] int32, where the
+        classes end within each list.
+    """
     num_tiles, num_units = classes.shape
     unit = jnp.arange(num_units, dtype=jnp.int32)
     if classes.size * num_units <= MAX_COMPARED:
-        place, ends = _places_by_comparing(classes)
-        here = place[:, None] == unit[None, :, None]
+        index, ends = _index_by_comparing(classes)
+        here = index[:, None] == unit[None, :, None]
         listed = jnp.sum(jnp.where(here, unit[None, None], 0), axis=2, dtype=jnp.int32)
         return listed.ravel(), ends
-    place, ends = _places_by_counting(classes)
+    index, ends = _index_by_counting(classes)
     tile = jnp.arange(num_tiles, dtype=jnp.int32)[:, None]
-    # Every place is taken, since units that a tile does not see follow the others. But
-    # an empty array would be a new one for every layer, and so would this list.
+    # Every entry is written, since units that a tile does not see follow the others.
+    # But an empty array would be a new one for every layer, and so would this list.
     listed = jnp.zeros(classes.shape, jnp.int32)
     unit = jnp.broadcast_to(unit, classes.shape)
-    listed = listed.at[tile, place].set(unit, mode="drop", unique_indices=True)
+    listed = listed.at[tile, index].set(unit, mode="drop", unique_indices=True)
     return listed.ravel(), ends
 
 
-def _places_by_comparing(classes):
-    """[T, E] int32 place of each unit within its tile, and [T, 4] ends of the classes.
+def _index_by_comparing(classes):
+    """Return each unit's index in its tile's list, and where the classes end.
 
-    Quadratic, but few kernels of a GPU.
+    The index is the number of units with a smaller key, class by class and unit by
+    unit; a marker behind each class counts the units up to its end likewise. Quadratic,
+    but few kernels of a GPU.
+
+        classes 2 0 4 0, 4 units   keys 4 * class + unit         8 1 18 3
+        markers of the ends        keys 4 * (class + 1)          4 8 12 16
+        units below each                                         2 0 3 1 | 2 2 3 3
+
+    Returns:
+        [T, units] int32 and [T, 4] int32.
     """
     num_units = classes.shape[1]
     own = jnp.arange(num_units + NUM_CLASSES, dtype=jnp.int32)[None]
@@ -143,11 +179,26 @@ def _places_by_comparing(classes):
     return below[:, :num_units], below[:, num_units:]
 
 
-def _places_by_counting(classes):
-    """As `_places_by_comparing`, by prefix sums over units, chunks and runs of chunks.
+def _index_by_counting(classes):
+    """Return what `_index_by_comparing` does, by prefix sums, in linear time.
 
-    A class is one in a byte of its own, so that a sum over a run holds the counts of
-    all. What a tile does not see is placed by what it sees.
+    Units are summed in three levels: within chunks of CHUNK units, within runs of RUN
+    chunks, and over runs. A class is a 1 in a byte of its own, so that one sum of int32
+    counts all four at once; the units of a run fit in a byte.
+
+        class                 0          1          0          3          not seen
+        one                   00000001   00000100   00000001   01000000   00000000  hex
+        sum of the five       01 00 01 02: one of class 3, none of 2, one of 1, two of 0
+        sum >> 8 * class & 255           gives the count of one class
+
+    The index of a unit is then the number of units of lower classes in the whole tile
+    (`begin`) plus those of its own class before it: in earlier runs and chunks
+    (`before`), and in its chunk (`nth`, a lower triangle of comparisons). Units that
+    are not seen follow all others in order: before unit `u` lie `u - nth` of them,
+    where `nth` counts the units before it that are seen, of any class.
+
+    Returns:
+        [T, units] int32 and [T, 4] int32, index in the list and ends of the classes.
     """
     num_tiles, num_units = classes.shape
     size = RUN * CHUNK
@@ -176,6 +227,6 @@ def _places_by_counting(classes):
     unit = jnp.arange(num_units, dtype=jnp.int32)[None]
     follows = (own[:, None] > kind[..., 0]) | (own == 0)[:, None]
     begin = jnp.where(follows, total[..., None], 0)
-    place = jnp.sum(begin, axis=1, dtype=jnp.int32)
-    place += jnp.where(own == 0, unit - nth, nth)
-    return place, total + sum_before(total)
+    index = jnp.sum(begin, axis=1, dtype=jnp.int32)
+    index += jnp.where(own == 0, unit - nth, nth)
+    return index, total + sum_before(total)

@@ -4,7 +4,7 @@ import argparse
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from deft_jax.attention.implementations import IMPLEMENTATIONS
+from deft_jax.attention.backend import IMPLEMENTATIONS
 from deft_jax.attention.spec import HEADS
 from deft_jax.cli.bench_arguments import add_bench
 from deft_jax.cli.converters import integer, integers, non_empty, number, pattern

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deft_jax.attention.implementations import default_implementation
+from deft_jax.attention.backend import device_backend
 from deft_jax.cli.device import default_dtype
 from deft_jax.engine.device_memory import free_bytes
 from deft_jax.models.checkpoints.checkpoint import open_checkpoint
@@ -59,7 +59,7 @@ def collect_facts(
     weight_bytes = config.num_parameters * np.dtype(dtype).itemsize
     token_bytes = config.kv_bytes_per_token(dtype)
     free = free_bytes(device)
-    chosen = implementation or default_implementation()
+    chosen = implementation or device_backend(None).implementation
     return {
         "version": version("deft-jax"),
         "jax_version": jax.__version__,

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from deft_jax.attention.device import HOPPER, compute_capability
+from deft_jax.attention.device import HOPPER, compute_capability, gpu_kind
 from deft_jax.attention.hopper import unsupported
 from deft_jax.attention.spec import HEADS
 from deft_jax.attention.tuned_sizes import (
@@ -18,7 +18,6 @@ from deft_jax.attention.tuned_sizes import (
     Key,
     Table,
     default_path,
-    gpu_kind,
     read_table,
     rows_bucket,
     write_table,

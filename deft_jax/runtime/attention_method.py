@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from deft_jax.attention.api import tree_attention
 from deft_jax.attention.grouping import Grouping, group
+from deft_jax.attention.spec import AttentionSpec
 from deft_jax.capacity import Capacity
 from deft_jax.kv import pool as kv_pool
 from deft_jax.kv.pool import LayerKV
-from deft_jax.layers.projections import Projections
+from deft_jax.layers.qkv import QKV
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
 
@@ -24,51 +25,56 @@ class StepPlan:
     """What all layers of a step share.
 
     Attributes:
-        grouping: of the step's query tokens.
+        grouping: what each query token of the step sees.
         slots: where these tokens are in the tree's pages.
-        own: what else the method needs, a pytree.
+        extra: what else a method needs, any pytree.
     """
 
     grouping: Grouping
     slots: Slots
-    own: Any = None
+    extra: Any = None
 
 
 class AttentionMethod(Protocol):
     """Stores and attends. Hashable: it is static in the step."""
 
+    @property
+    def implementation(self) -> str | None:
+        """Implementation that the layers run: one of `IMPLEMENTATIONS`, or None."""
+        ...
+
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """Empty storage for the KV of every layer.
+        """Return empty storage for the KV of every layer.
 
         Args:
-            config: of the model: num_layers, num_kv_heads and head_dim are used.
-            capacity: of the engine.
-            dtype: of the KV.
+            config: the model's; num_layers, num_kv_heads and head_dim are used.
+            capacity: sizes of the engine.
+            dtype: dtype of keys and values.
         """
         ...
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
-        """What a step needs, once for all layers, and the pool.
+        """Return what a step needs, once for all layers, and the pool.
 
         Args:
             tree: the forest after `append`.
-            slots: of the query tokens.
+            slots: where the query tokens are.
             pool: KV of each layer.
-            before: [B] int32, node that each row was at before the step, N for idle
-                rows; None where prompts are read.
+            previous_node: [B] int32, node that each row was at before the step, N for
+                idle rows; None where prompts are read.
         """
         ...
 
     def attend(
-        self, plan: StepPlan, heads: Projections, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Store the tokens' KV of a layer and attends to what they see.
+        """Store the tokens' KV of a layer and attend to what they see.
 
         Args:
-            plan: of the step.
-            heads: of the query tokens, in rank order.
+            plan: what `plan` returned for the step.
+            heads: projections of the query tokens, in rank order.
             layer: storage of the layer.
 
         Returns:
@@ -82,13 +88,15 @@ class TreeMethod:
     """KV in shared pages, read once for all queries that see it.
 
     Attributes:
-        implementation: of `tree_attention`.
+        implementation: one of `IMPLEMENTATIONS`, or None for the best.
+        spec: what attention computes; None for the usual scale, no window and no cap.
     """
 
     implementation: str | None = None
+    spec: AttentionSpec | None = None
 
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """Pages of the tree."""
+        """Return the pages of the tree for every layer."""
         return kv_pool.create_pool(
             config.num_layers,
             capacity.pages,
@@ -99,31 +107,42 @@ class TreeMethod:
         )
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, before: jax.Array | None
+        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
     ) -> tuple[StepPlan, Pool]:
         """Group the queries."""
         return StepPlan(group(tree, slots), slots), pool
 
     def attend(
-        self, plan: StepPlan, heads: Projections, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV
     ) -> tuple[jax.Array, LayerKV]:
-        """Tree attention."""
+        """Store the KV in the tree's pages and attend over the tree."""
         q, layer = append_pages(plan, heads, layer, self.implementation)
         with jax.named_scope("attention"):
-            out, _ = tree_attention(
-                q,
-                layer.k,
-                layer.v,
-                plan.grouping,
-                implementation=self.implementation,
-            )
-        return out, layer
+            return self.attend_pages(q, layer, plan.grouping), layer
+
+    def attend_pages(
+        self, q: jax.Array, layer: LayerKV, grouping: Grouping
+    ) -> jax.Array:
+        """Return the attention [Q, H, D] of queries in rank order over a layer's pages.
+
+        Args:
+            q: [Q, H, D], rotated queries.
+            layer: pages with the step's tokens.
+            grouping: what each query sees.
+        """
+        spec = dataclasses.asdict(self.spec_for(q))
+        options = {**spec, "implementation": self.implementation}
+        return tree_attention(q, layer.k, layer.v, grouping, **options)[0]
+
+    def spec_for(self, q: jax.Array) -> AttentionSpec:
+        """Return what attention of queries [Q, H, D] computes."""
+        return self.spec or AttentionSpec.plain(q.shape[-1])
 
 
 def append_pages(
-    plan: StepPlan, heads: Projections, layer: LayerKV, implementation: str | None
+    plan: StepPlan, heads: QKV, layer: LayerKV, implementation: str | None
 ) -> tuple[jax.Array, LayerKV]:
-    """Rotated queries [Q, H, D], and the tree's pages with the tokens' KV."""
+    """Return rotated queries [Q, H, D], and the tree's pages with the tokens' KV."""
     order = plan.grouping.order
     page, slot = plan.slots.page[order], plan.slots.slot[order]
     with jax.named_scope("kv_write"):
@@ -131,7 +150,7 @@ def append_pages(
 
 
 def as_method(implementation: str | None | AttentionMethod) -> AttentionMethod:
-    """The method itself, or the tree's with an implementation of `tree_attention`."""
+    """Return the method itself, or the tree's with a named implementation."""
     if implementation is None or isinstance(implementation, str):
         return TreeMethod(implementation)
     return implementation

@@ -1,11 +1,14 @@
 """The layers over a step's query tokens: one body for every step."""
 
+import functools
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from deft_jax.attention.grouping import Grouping
+from deft_jax.layers.ops import LayerOps
+from deft_jax.layers.swiglu import swiglu
 from deft_jax.runtime.attention_method import AttentionMethod, Pool
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
@@ -66,15 +69,14 @@ class Model(Protocol):
         """The dtype of activations, hidden states and KV."""
         ...
 
-    def __call__(self, tokens, positions, caches, attention, /) -> tuple:
+    def __call__(self, tokens, positions, caches, ops, /) -> tuple:
         """Run the layers.
 
         Args:
             tokens: [Q] int32, token ids.
             positions: [Q] int32, positions along each token's path.
-            caches: one per layer, given to `attention` and returned as it gave them.
-            attention: called by each layer with its `Projections` and its cache; it
-                returns the attention output [Q, H, D] and the new cache.
+            caches: one per layer, given to `ops.attend` and returned as it gave them.
+            ops: what the layers call for attention and their gates (`LayerOps`).
 
         Returns:
             [Q, E] hidden states for `logits`, and the new caches.
@@ -114,10 +116,11 @@ def forward(
         plan, pool = method.plan(tree, slots, pool, previous_node)
         grouping = plan.grouping
 
-    def attention(heads, layer):
-        return method.attend(plan, heads, layer)
-
+    ops = LayerOps(
+        attend=functools.partial(method.attend, plan),
+        swiglu=functools.partial(swiglu, implementation=method.implementation),
+    )
     with jax.named_scope("layers"):
         order = grouping.order
-        hidden, pool = model(token[order], grouping.query_position, pool, attention)
+        hidden, pool = model(token[order], grouping.query_position, pool, ops)
         return hidden[grouping.rank], pool, grouping

@@ -1,18 +1,18 @@
-"""The Llama network in Flax NNX: layers unrolled, the attention op as an argument.
+"""The Llama network in Flax NNX: layers unrolled, attention and gate as an argument.
 
 Weight matrices are [input, output], and those that read the same activations are one
 matrix: a decode step is bound by reading them, and fewer, larger products read faster.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deft_jax.layers.projections import Projections
-from deft_jax.layers.swiglu import swiglu
+from deft_jax.attention.device import device_of
+from deft_jax.layers.ops import LayerOps
+from deft_jax.layers.qkv import QKV
 from deft_jax.pallas_kernels.rms_scale import rms_scaled
 
 from ..checkpoints.weights import (
@@ -23,19 +23,6 @@ from ..checkpoints.weights import (
     weight_shapes,
 )
 from ..config.config import LlamaConfig
-
-
-class Attention(Protocol):
-    """What a layer asks of the decoder: store the step's KV, then attend."""
-
-    def __call__(self, heads: Projections, cache: Any) -> tuple[jax.Array, Any]:
-        """Return the attention output [Q, H, D] and the layer's new cache.
-
-        Args:
-            heads: of the query tokens, rotary positions not yet applied.
-            cache: the layer's own, any pytree.
-        """
-        ...
 
 
 class Layer(nnx.Module):
@@ -58,14 +45,14 @@ class Layer(nnx.Module):
         self.gate_up = nnx.Param(weights["gate_up"])
         self.down = nnx.Param(weights["down"])
 
-    def __call__(self, x, cos, sin, cache, attention: Attention):
-        """x [Q, E] through the block; returns it and the layer's new cache."""
+    def __call__(self, x, cos, sin, cache, ops: LayerOps):
+        """Send x [Q, E] through the block; return it and the layer's new cache."""
         config, eps = self.config, self.config.rms_eps
         heads = _project(x, self.qkv[...]).reshape(x.shape[0], -1, config.head_dim)
-        projections = Projections(x, heads, cos, sin, config.num_kv_heads, eps)
-        mixed, cache = attention(projections, cache)
+        qkv = QKV(x, heads, cos, sin, config.num_kv_heads, eps)
+        mixed, cache = ops.attend(qkv, cache)
         x = x + mixed.reshape(x.shape[0], -1) @ self.out[...]
-        gated = swiglu(x, _project(x, self.gate_up[...]), eps)
+        gated = ops.swiglu(x, _project(x, self.gate_up[...]), eps)
         return x + gated @ self.down[...], cache
 
 
@@ -106,10 +93,10 @@ class Llama(nnx.Module):
         """Build the network from tensors read a few at a time.
 
         Args:
-            config: of the checkpoint.
+            config: shape and constants of the checkpoint.
             read: gives a tensor by its Hugging Face name; called from `READERS`
                 threads.
-            dtype: of the weights: float32, bfloat16 or float16.
+            dtype: dtype of the weights: float32, bfloat16 or float16.
             progress: called with the weights placed so far and their number.
         """
         return cls(config, read_weights(config, read, jnp.dtype(dtype), progress))
@@ -118,12 +105,12 @@ class Llama(nnx.Module):
     def random(
         cls, config: LlamaConfig, seed: int, dtype: jnp.dtype = jnp.bfloat16
     ) -> "Llama":
-        """A network of any shape with random weights, made on the device.
+        """Make a network of any shape with random weights, on the device.
 
         Args:
             config: any, also a published shape of `SHAPES`.
-            seed: of the weights.
-            dtype: of the weights.
+            seed: number that the weights follow from.
+            dtype: dtype of the weights.
         """
         shapes = weight_shapes(config)
         keys = jax.random.split(jax.random.key(seed), len(shapes))
@@ -143,15 +130,15 @@ class Llama(nnx.Module):
         tokens: jax.Array,
         positions: jax.Array,
         caches: tuple,
-        attention: Attention,
+        ops: LayerOps,
     ) -> tuple[jax.Array, tuple]:
-        """The final hidden states of query tokens.
+        """Return the final hidden states of query tokens.
 
         Args:
             tokens: [Q] int32.
             positions: [Q] int32, positions along each token's path.
-            caches: one per layer, given to `attention` and returned as it gave them.
-            attention: stores KV and attends; one object for all layers.
+            caches: one per layer, given to `ops.attend` and returned as it gave them.
+            ops: what the layers call besides products.
 
         Returns:
             [Q, E] hidden states, normed, for `logits`; and the new caches.
@@ -160,15 +147,15 @@ class Llama(nnx.Module):
         cos, sin = rotary_tables(self.config, positions)
         new_caches = []
         for layer, cache in zip(self.layers, caches, strict=True):
-            x, cache = _run_layer(layer, x, cos, sin, cache, attention)
+            x, cache = _run_layer(layer, x, cos, sin, cache, ops)
             new_caches.append(cache)
         hidden = rms_norm(x, self.norm[...], self.config.rms_eps)
         return hidden, tuple(new_caches)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[Q, E] hidden states to [Q, V] float32 logits."""
+        """Return the logits [Q, V] float32 of hidden states [Q, E]."""
         rows = hidden.shape[0]
-        if rows == 1 and jax.default_backend() == "gpu":
+        if rows == 1 and device_of(hidden).platform == "gpu":
             # A single row becomes a product of a matrix and a vector in float32, for
             # which XLA converts the whole head in every step.
             hidden = jnp.concatenate([hidden, hidden])
@@ -181,14 +168,14 @@ class Llama(nnx.Module):
         return self.head[...][:, tokens].T
 
 
-@jax.jit(static_argnames="attention")
-def _run_layer(layer: Layer, x, cos, sin, cache, attention: Attention):
-    """Traced and lowered once for all layers; the compiler inlines every call."""
-    return layer(x, cos, sin, cache, attention)
+@jax.jit(static_argnames="ops")
+def _run_layer(layer: Layer, x, cos, sin, cache, ops: LayerOps):
+    """Run a layer, traced and lowered once for all; the compiler inlines every call."""
+    return layer(x, cos, sin, cache, ops)
 
 
 def _project(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [Q, E] @ weight [E, ...] before the scale of the norm.
+    """Multiply x [Q, E] by weight [E, ...], before the scale of the norm.
 
     Without it float16 may be too narrow for the sums.
     """
@@ -197,14 +184,14 @@ def _project(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x [Q, E] scaled to mean square 1 in float32, then by weight [E]; x's dtype."""
+    """Scale x [Q, E] to mean square 1 in float32 and by weight [E]; keep its dtype."""
     return rms_scaled(x, x, eps).astype(x.dtype) * weight[None]
 
 
 def rotary_tables(
     config: LlamaConfig, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [Q, D / 2] float32 of positions [Q]."""
+    """Return cosines and sines [Q, D / 2] float32 of positions [Q]."""
     inverse = jnp.asarray(config.inverse_frequencies(), jnp.float32)
     angles = positions.astype(jnp.float32)[:, None] * inverse[None]
     return jnp.cos(angles), jnp.sin(angles)
@@ -212,7 +199,7 @@ def rotary_tables(
 
 @jax.jit(static_argnums=(1, 2))
 def _random_weight(key, shape, dtype):
-    """Normal with standard deviation 0.02, as Llamas are initialised; norms are 1."""
+    """Draw weights with standard deviation 0.02, as Llamas begin; norms are 1."""
     if len(shape) == 1:
         return jnp.ones(shape, dtype)
     return (0.02 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)

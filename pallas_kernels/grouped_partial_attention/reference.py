@@ -19,7 +19,10 @@ def grouped_partial_attention_reference(
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention of each query over the tokens whose range holds its rank.
+    """Attend with each query to the tokens whose range holds its rank.
+
+    Tokens that no query sees and queries that see nothing do not matter, whatever they
+    hold: 0 times NaN is NaN, so they are left out by selection, in gradients too.
 
     Args:
         q: [Q, H, D], queries in rank order, any float dtype.
@@ -37,17 +40,22 @@ def grouped_partial_attention_reference(
         out [Q, H, D] float32 and lse [Q, H] float32, the natural log of the sum of
         exponentials; zeros and -inf for queries that see nothing.
     """
-    group = q.shape[1] // k.shape[1]
-    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    k, v = (jnp.repeat(x, group, axis=1) for x in (k, v))
-    logits = jnp.einsum("qhd,thd->qht", q, k, precision=HIGHEST) * scale
-    if soft_cap is not None:
-        logits = soft_cap * jnp.tanh(logits / soft_cap)
     rank = jnp.arange(q.shape[0])[:, None]
     seen = (token_first[None] <= rank) & (rank < token_end[None])
     if window is not None:
         seen &= query_position[:, None] - token_position[None] < window
-    logits = jnp.where(seen[:, None], logits, -jnp.inf)
-    lse = jax.nn.logsumexp(logits, axis=-1)
+    sees, is_seen = seen.any(axis=1)[:, None, None], seen.any(axis=0)[:, None, None]
+    group = q.shape[1] // k.shape[1]
+    q, k, v = (
+        jnp.where(used, x.astype(jnp.float32), 0.0)
+        for used, x in ((sees, q), (is_seen, k), (is_seen, v))
+    )
+    k, v = (jnp.repeat(x, group, axis=1) for x in (k, v))
+    logits = jnp.einsum("qhd,thd->qht", q, k, precision=HIGHEST) * scale
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    # A softmax over nothing has no gradient: such queries keep their logits of 0.
+    logits = jnp.where(seen[:, None] | ~sees, logits, -jnp.inf)
+    lse = jnp.where(sees[:, 0], jax.nn.logsumexp(logits, axis=-1), -jnp.inf)
     weights = jnp.where(seen[:, None], jax.nn.softmax(logits, axis=-1), 0.0)
     return jnp.einsum("qht,thd->qhd", weights, v, precision=HIGHEST), lse

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deft_jax.attention.api import tree_attention
-from deft_jax.attention.implementations import default_implementation
+from deft_jax.attention.backend import device_backend
 from tests.support import float64_attention
 from tests.support.attention_checks import Case, attend, check, inputs
 from tests.support.forest_plans import Limits, Plan, plans
@@ -114,7 +114,7 @@ def test_no_implementation_named_picks_the_default():
     args = inputs(case, grow(Plan(case.limits, nodes=9, reach=9)), seed=0)
     picked, named = (
         attend(args.q, *args.clean, args.grouping, implementation=name)
-        for name in (None, default_implementation())
+        for name in (None, device_backend(None).implementation)
     )
     np.testing.assert_array_equal(picked[0], named[0])
     np.testing.assert_array_equal(picked[1], named[1])

@@ -4,11 +4,12 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from deft_jax.attention.api import tree_attention
-from deft_jax.attention.grouping import group
-from deft_jax.attention.implementations import IMPLEMENTATIONS
+from deft_jax.attention.backend import IMPLEMENTATIONS
+from deft_jax.attention.grouping import group, group_arrays
 from deft_jax.tree.appending import append
 from deft_jax.tree.state import Tree
 
@@ -109,10 +110,11 @@ def test_mixed_dtypes(implementation, dtypes):
 
 
 @NAMES
-def test_integer_dtype(implementation):
+@pytest.mark.parametrize("dtype", ["int32", "bool", "float8_e4m3fn"])
+def test_dtypes_that_no_implementation_takes(implementation, dtype):
     refused(
-        "q must be of a floating dtype, got int32",
-        dtypes=("int32",) * 3,
+        f"q must be of dtype float32, bfloat16, float16, got {dtype}",
+        dtypes=(dtype,) * 3,
         implementation=implementation,
     )
 
@@ -121,7 +123,7 @@ def test_integer_dtype(implementation):
 @pytest.mark.parametrize("window", [0, -3])
 def test_window_without_tokens(implementation, window):
     refused(
-        f"window must be at least 1 token, got {window}",
+        f"window must be at least 1, got {window}",
         window=window,
         implementation=implementation,
     )
@@ -137,6 +139,44 @@ def test_soft_cap_that_bounds_nothing(implementation, soft_cap):
     )
 
 
+@NAMES
+@pytest.mark.parametrize("window", [2.5, 2.0, True, "9", float("nan")])
+def test_window_that_counts_no_tokens(implementation, window):
+    refused(
+        f"window must be an integer of at least 1, got {window!r}",
+        window=window,
+        implementation=implementation,
+    )
+
+
+@pytest.mark.parametrize("window", [np.int64(3), np.uint8(3)])
+def test_window_may_be_an_integer_of_numpy(window):
+    q, pages = jnp.zeros(Q), jnp.zeros(PAGES)
+    out, _ = tree_attention(q, pages, pages, idle_grouping(), window=window)
+    np.testing.assert_array_equal(out, 0)
+
+
+@NAMES
+@pytest.mark.parametrize("option", ["scale", "soft_cap"])
+@pytest.mark.parametrize("value", ["1", True, 1j])
+def test_options_that_are_no_numbers(implementation, option, value):
+    refused(
+        f"{option} must be a number above 0 or None, got {value!r}",
+        implementation=implementation,
+        **{option: value},
+    )
+
+
+@NAMES
+@pytest.mark.parametrize("scale", [0, -0.5, float("nan")])
+def test_scale_of_nothing(implementation, scale):
+    refused(
+        f"scale must be above 0, got {scale}",
+        scale=scale,
+        implementation=implementation,
+    )
+
+
 @pytest.mark.parametrize("name", ["triton", "XLA", ""])
 def test_unknown_implementation(name):
     refused(
@@ -144,3 +184,27 @@ def test_unknown_implementation(name):
         f"got {name!r}",
         implementation=name,
     )
+
+
+SLOTS, POSITIONS = np.zeros((3, 4), np.int32), np.zeros(2, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"slot_first": SLOTS + 0.5}, "slot_first must hold integers, got float32"),
+        ({"slot_end": SLOTS > 0}, "slot_end must hold integers, got bool"),
+        ({"query_position": [0.0, 1.0]}, "query_position must hold integers, got "),
+        ({"num_live": 2.0}, "num_live must hold integers, got float32"),
+        ({"num_live": POSITIONS}, "num_live must be one number, got the shape (2,)"),
+        ({"tile_queries": 0}, "tile_queries must be at least 1, got 0"),
+        ({"tile_queries": 1.5}, "tile_queries must be an integer of at least 1, got 1"),
+        ({"slot_end": SLOTS[:2]}, "slot_first, slot_end and slot_position must be "),
+    ],
+)
+def test_arrays_that_describe_no_grouping(arguments, message):
+    arrays = {"slot_first": SLOTS, "slot_end": SLOTS, "slot_position": SLOTS}
+    arrays |= {"query_position": POSITIONS, "num_live": 2}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as raised:
+        group_arrays(**arrays | arguments)
+    assert "\n" not in str(raised.value)

@@ -46,8 +46,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spec(num_queries=16, heads=(32, 8), head_dim=128, window=None, config=None):
-    q = jnp.zeros((num_queries, heads[0], head_dim), jnp.bfloat16)
-    k = jnp.zeros((1, heads[1], 64, head_dim), jnp.bfloat16)
+    # Shapes lie on no device, so that the default one counts.
+    q = jax.ShapeDtypeStruct((num_queries, heads[0], head_dim), jnp.bfloat16)
+    k = jax.ShapeDtypeStruct((1, heads[1], 64, head_dim), jnp.bfloat16)
     return mosaic.make_spec(q, k, AttentionSpec(1.0, window, None), config=config)
 
 

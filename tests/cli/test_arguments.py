@@ -1,6 +1,6 @@
 import pytest
 
-from deft_jax.attention.implementations import IMPLEMENTATIONS
+from deft_jax.attention.backend import IMPLEMENTATIONS
 from deft_jax.capacity import DEFAULT_PAGE_SIZE, Capacity
 from deft_jax.cli.arguments import DEFAULT_MODEL, build_parser
 from deft_jax.cli.generate import _capacity, _sampling, _strategy

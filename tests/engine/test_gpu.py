@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deft_jax.attention.implementations import pick_implementation
+from deft_jax.attention.backend import choose_backend
 from deft_jax.engine.engine import Engine
 from deft_jax.models.families.llama import Llama
 from deft_jax.sampling.params import Sampling
@@ -54,12 +54,13 @@ def test_decoding_with_the_kernels():
             picked = []
 
             def pick(name, q, k_pages):
-                picked.append(pick_implementation(name or implementation, q, k_pages))
-                return picked[-1]
+                backend = choose_backend(name or implementation, q, k_pages)
+                picked.append(backend.implementation)
+                return backend
 
             # The package's attribute of this name is the function.
             module = sys.modules["deft_jax.attention.api"]
-            patch.setattr(module, "pick_implementation", pick)
+            patch.setattr(module, "choose_backend", pick)
             jax.clear_caches()
             engine = Engine(model, AsciiTokenizer(), capacity=capacity)
             trees = engine.generate(PROMPTS, BestOfN(3), sampling)

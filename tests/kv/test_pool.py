@@ -1,6 +1,9 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,3 +69,22 @@ def test_a_donated_layer_is_written_in_place():
     at = jnp.array([0, 1], jnp.int32)
     written = jax.jit(write, donate_argnums=0)(layer, at, at, rows, rows)
     assert [x.unsafe_buffer_pointer() for x in (written.k, written.v)] == pointers
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"page": np.zeros(2, np.float32)}, "page must hold integers, got float32"),
+        ({"slot": np.zeros(2, bool)}, "slot must hold integers, got bool"),
+        (
+            {"k": np.zeros((2, KV_HEADS + 1, HEAD_DIM), np.float32)},
+            f"k and v must be (2, {KV_HEADS}, {HEAD_DIM}) and slot (2,) for this pool",
+        ),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_in_one_line(change, message):
+    at, rows = np.arange(2), normal((2, KV_HEADS, HEAD_DIM), 0)
+    arguments = {"page": at, "slot": at, "k": rows, "v": rows} | change
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as raised:
+        write(random_layer(), **arguments)
+    assert "\n" not in str(raised.value)

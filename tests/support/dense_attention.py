@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from deft_jax.layers.projections import Projections
+from deft_jax.layers.ops import LayerOps
+from deft_jax.layers.qkv import QKV
 from deft_jax.models.config.config import LlamaConfig
 from deft_jax.models.families.llama import Llama
 
@@ -17,7 +18,7 @@ def empty_caches(config: LlamaConfig, dtype: jnp.dtype) -> tuple[Cache, ...]:
     return tuple({"k": empty, "v": empty} for _ in range(config.num_layers))
 
 
-def dense_attention(heads: Projections, cache: Cache) -> tuple[jax.Array, Cache]:
+def dense_attention(heads: QKV, cache: Cache) -> tuple[jax.Array, Cache]:
     """Causal attention of Q tokens that follow the T tokens of the cache.
 
     Computes in float32; the output [Q, H, D] has the dtype of q.
@@ -38,7 +39,7 @@ def dense_attention(heads: Projections, cache: Cache) -> tuple[jax.Array, Cache]
 
 @jax.jit
 def _step(model, tokens, positions, caches):
-    hidden, caches = model(tokens, positions, caches, dense_attention)
+    hidden, caches = model(tokens, positions, caches, LayerOps(dense_attention))
     return model.logits(hidden), caches
 
 

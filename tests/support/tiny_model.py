@@ -17,6 +17,7 @@ from jax import lax
 
 from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
+from deft_jax.layers.ops import LayerOps
 from deft_jax.models.config.config import SHAPES
 from deft_jax.models.families.llama import Llama
 from deft_jax.models.tokenizers.detokenizer import Detokenizer
@@ -161,7 +162,7 @@ def dense_logits(model: Llama, tokens: jax.Array) -> jax.Array:
     """[L, V] float32 logits of the tokens that follow each of [L] tokens."""
     positions = jnp.arange(tokens.shape[0])
     caches = (None,) * model.config.num_layers
-    hidden, _ = model(tokens, positions, caches, _causal_attention)
+    hidden, _ = model(tokens, positions, caches, LayerOps(_causal_attention))
     return model.logits(hidden)
 
 

@@ -24,7 +24,7 @@ class Problem:
         q: [Q, H, D].
         k_pages: [M, K, P, D], what the largest tree needs; the trees share it.
         v_pages: [M, K, P, D].
-        window: as in `tree_attention`, or None.
+        window: option of `tree_attention`, or None.
         trees: groupings by name.
         expected: [Q, H, D] by name, what `tree_attention` gives through XLA.
     """
@@ -44,7 +44,7 @@ class Problem:
 
 
 def tree_levels(num_queries: int) -> dict[str, Levels]:
-    """Trees of one query per leaf: short branches, long ones, and a deeper tree."""
+    """Return trees of one query per leaf: short branches, long ones, more levels."""
     middle = max(num_queries // 8, 1)
     return {
         "prompt": [(1, 8192), (num_queries, 1)],
@@ -61,14 +61,14 @@ def make_problem(
     dtype: str,
     window: int | None = None,
 ) -> Problem:
-    """A problem with random queries, keys and values.
+    """Make a problem with random queries, keys and values.
 
     Args:
-        heads: of the attention.
+        heads: heads of the attention.
         levels: trees by name, all with the same number of leaves, one query each.
         page_size: `P`.
-        dtype: of q, k and v.
-        window: as in `tree_attention`, or None.
+        dtype: dtype of q, k and v.
+        window: option of `tree_attention`, or None.
     """
     arrays = {name: level_arrays(of, page_size) for name, of in levels.items()}
     num_pages = max(len(slots[0]) for slots, _ in arrays.values())
@@ -96,10 +96,10 @@ def make_problem(
 
 
 def level_arrays(levels: Levels, page_size: int):
-    """A tree as plain arrays: children are spread evenly, pages lie in any order.
+    """Make a tree as plain arrays: children spread evenly, pages in any order.
 
     Args:
-        levels: of the tree; the last one has a query per node.
+        levels: nodes and tokens of each level; the last one has a query per node.
         page_size: `P`.
 
     Returns:

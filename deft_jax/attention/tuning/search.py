@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from deft_jax.attention.device import num_multiprocessors
+from deft_jax.attention.device import device_of, num_multiprocessors
 from deft_jax.attention.hopper import attend, make_spec
 from deft_jax.attention.schedule import prepare
 from deft_jax.attention.spec import AttentionSpec
@@ -54,22 +54,23 @@ class Measurement:
 
 
 def problem_spec(problem: Problem, config: KernelConfig | None = None) -> KernelSpec:
-    """The kernels' sizes for a problem on the default device."""
-    logits = AttentionSpec(problem.q.shape[-1] ** -0.5, problem.window, soft_cap=None)
+    """Return the kernels' sizes for a problem on the device where its arrays lie."""
+    plain = AttentionSpec.plain(problem.q.shape[-1])
+    spec = dataclasses.replace(plain, window=problem.window)
     return make_spec(
         problem.q,
         problem.k_pages,
-        logits,
+        spec,
         config=config or KernelConfig(),
-        num_workers=num_multiprocessors(),
+        num_workers=num_multiprocessors(device_of(problem.q)),
     )
 
 
 def candidates(spec: KernelSpec, *, quick: bool = False) -> list[KernelConfig]:
-    """The configs that divide the pages of `spec` and fit the shared memory.
+    """Return the configs that divide the pages of `spec` and fit the shared memory.
 
     Args:
-        spec: of the kernels; its config does not matter.
+        spec: sizes of the kernels; its config does not matter.
         quick: leave out all but the most stages of each block and unit.
     """
     fitting = []
@@ -89,7 +90,7 @@ def _fits(spec: KernelSpec, config: KernelConfig) -> bool:
 def search(
     configs: Iterable[KernelConfig], measure: Callable[[KernelConfig], Measurement]
 ) -> Iterator[Measurement]:
-    """Measures configs one by one; one that fails does not end the search."""
+    """Measure configs one by one; one that fails does not end the search."""
     for config in configs:
         try:
             measured = measure(config)
@@ -106,7 +107,7 @@ def search(
 
 
 def best(measurements: Iterable[Measurement]) -> Measurement | None:
-    """The fastest one that can be used, None if there is none."""
+    """Return the fastest one that can be used, None if there is none."""
     usable = [m for m in measurements if m.failure is None]
     return min(usable, key=lambda m: m.mean_us, default=None)
 
@@ -116,8 +117,8 @@ def measure(problem: Problem, config: KernelConfig, *, timer: Timer) -> Measurem
 
     Args:
         problem: to measure on.
-        config: of the kernels.
-        timer: of calls that each run the kernels LOOP_CALLS times.
+        config: sizes to measure.
+        timer: gives the seconds of a call, which runs the kernels LOOP_CALLS times.
 
     Raises:
         RuntimeError, ValueError, NotImplementedError: the kernels cannot be compiled or
@@ -139,7 +140,7 @@ def measure(problem: Problem, config: KernelConfig, *, timer: Timer) -> Measurem
 
 
 def _attend_often(once, q, k_pages, v_pages, prepared):
-    """Each result is the next call's queries, so that none can be left out."""
+    """Call LOOP_CALLS times, each on the last result, so that none is left out."""
 
     def call(_, q):
         return once(q, k_pages, v_pages, prepared)[0]
@@ -148,7 +149,7 @@ def _attend_often(once, q, k_pages, v_pages, prepared):
 
 
 def wall_seconds(call: Callable[[], Any], *, repeats: int = 5) -> float:
-    """Median wall time of `call`, after one to warm up, until its result is there."""
+    """Return the median wall time of `call` until its result is there, warmed up."""
     jax.block_until_ready(call())
     times = []
     for _ in range(repeats):

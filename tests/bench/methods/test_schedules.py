@@ -15,7 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from deft_jax.attention import device as device_module
 from deft_jax.attention.grouping import Grouping, group, group_arrays
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.schedule import Schedule, even_cut, prepare, tiling_of
+from deft_jax.attention.schedule import Schedule, even_shares, prepare, tiling_of
 from deft_jax.attention.spec import AttentionSpec, Tiling
 from deft_jax.attention.units import BOTH, WHOLE
 from deft_jax.bench.methods.choice import make_method
@@ -24,7 +24,7 @@ from deft_jax.bench.methods.node import node_schedule, slot_numbers
 from deft_jax.bench.methods.sequence_spec import sequence_spec
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
-from deft_jax.layers.projections import Projections
+from deft_jax.layers.qkv import QKV
 from deft_jax.models.config.config import SHAPES
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.pallas_kernels.kernel_spec import KernelSpec
@@ -166,7 +166,7 @@ def check_cuts(
     for piece in pieces:
         assert piece.begin in begins[piece.tile]
     total = sum(sizes) * tiling.num_kv_heads
-    even = even_cut(jnp.int32(total), tiling.num_workers).bound[:-1].tolist()
+    even = even_shares(jnp.int32(total), tiling.num_workers).bound[:-1].tolist()
     snapped = {max(part for part in parts if part <= bound) for bound in even}
     shares = schedule.worker[:, 3].tolist()
     busy = [share for share in shares if share]
@@ -377,7 +377,7 @@ LOWERED = [
 
 @pytest.fixture
 def _hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "compute_capability", lambda: (9, 0))
+    monkeypatch.setattr(device_module, "compute_capability", lambda device=None: (9, 0))
 
 
 def lowered_calls(method: AttentionMethod, rows: int, *, reads_prompt: bool) -> int:
@@ -404,7 +404,7 @@ def lowered_calls(method: AttentionMethod, rows: int, *, reads_prompt: bool) -> 
     heads = shape(rows, num_heads, config.head_dim)
     static = {"num_kv_heads": config.num_kv_heads, "eps": config.rms_eps}
     inputs = shape(rows, config.hidden_size)
-    make = functools.partial(Projections, **static)
+    make = functools.partial(QKV, **static)
     heads = jax.eval_shape(make, inputs, heads, angles, angles)
     dtype = jnp.dtype("bfloat16")
     pool = jax.eval_shape(lambda: method.create_pool(config, size, dtype))

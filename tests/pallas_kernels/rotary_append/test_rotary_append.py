@@ -70,6 +70,58 @@ def test_the_reference_stores_what_it_rotates(name: str):
     np.testing.assert_allclose(new_v.astype(float), expected_v, atol=0.05)
 
 
+SPOILS = {
+    "a_key": ("key", np.nan),
+    "a_value": ("value", np.inf),
+    "a_query": ("query", -np.inf),
+    "what_was_projected": ("inputs", np.nan),
+    "a_rotation_that_overflows": ("key", 3e38),
+}
+"""What is not finite in row 0; turned by 1/8, a pair of 3e38 is one of 0 and 4.2e38."""
+
+
+def check_spoilt(store, name: str, kind: str) -> None:
+    """Spoil the last head of row 0, and compare with what `store` makes of the rest."""
+    _, num_q, num_kv, width, _ = SHAPES[name]
+    inputs, heads, cos, sin, page, slot, *pages = arguments(name)
+    cos, sin = (x.at[0].set(0.5**0.5) for x in (cos, sin))
+    rest = cos, sin, page, slot, *pages
+    q, *pools = (np.array(x, np.float32) for x in store(inputs, heads, *rest))
+    part, value = SPOILS[kind]
+    head = {"query": num_q, "key": num_q + num_kv, "value": num_q + 2 * num_kv}
+    if part == "inputs":
+        inputs = inputs.at[0, -1].set(value)
+    else:
+        pair = jnp.array([1, 1 + width // 2])
+        heads = heads.at[0, head[part] - 1, pair].set(value)
+    new_q, *new_pools = (np.array(x, np.float32) for x in store(inputs, heads, *rest))
+    zeroed = {"inputs": slice(0, num_kv), "query": slice(0, 0)}.get(
+        part, slice(-1, None)
+    )
+    for pool, new in zip(pools, new_pools, strict=True):
+        assert np.isfinite(new).all()
+        pool[page[0], zeroed, slot[0]] = 0
+        np.testing.assert_array_equal(new, pool)
+    q.reshape(-1, num_kv, num_q // num_kv, width)[0, zeroed] = np.nan
+    if part == "query":
+        assert not np.isfinite(new_q[0, num_q - 1]).all()
+        q[0, num_q - 1] = new_q[0, num_q - 1]
+    np.testing.assert_array_equal(new_q, q)
+
+
+@pytest.mark.parametrize("kind", SPOILS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_reference_stores_no_key_or_value_that_is_not_finite(name: str, kind: str):
+    check_spoilt(jax.jit(reference), name, kind)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", SPOILS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_kernel_stores_no_key_or_value_that_is_not_finite(name: str, kind: str):
+    check_spoilt(kernel, name, kind)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_kernel_agrees_with_the_reference(name: str):

@@ -48,7 +48,7 @@ class CompilingRunner(Runner):
 
 
 if __name__ == "__main__":
-    device_module.compute_capability = lambda: HOPPER
+    device_module.compute_capability = lambda device=None: HOPPER
     [replay] = REPLAYS[sys.argv[1]]
     shape = dataclasses.replace(SHAPES["llama3_8b"], num_layers=1, hidden_size=1024)
     engine = Engine(

@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from deft_jax.attention import backend as backend_module
 from deft_jax.attention import device as device_module
-from deft_jax.attention import implementations
-from deft_jax.attention.implementations import (
-    default_implementation,
-    pick_implementation,
-)
+from deft_jax.attention.backend import Backend, choose_backend, device_backend
 
 HOPPER, AMPERE = (9, 0), (8, 0)
 
@@ -26,26 +23,28 @@ def arrays(dtype="bfloat16", head_dim=128, page_size=64, queries=4):
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch):
     """Set the compute capability; warnings are given anew."""
-    implementations._warn_once.cache_clear()
+    backend_module._use_xla.cache_clear()
 
     def pretend(capability):
-        monkeypatch.setattr(device_module, "compute_capability", lambda: capability)
+        monkeypatch.setattr(
+            device_module, "compute_capability", lambda device=None: capability
+        )
 
     yield pretend
-    implementations._warn_once.cache_clear()
+    backend_module._use_xla.cache_clear()
 
 
 def test_a_cpu_takes_xla_without_a_word():
-    assert default_implementation() == "xla"
+    assert device_backend(None) is Backend.XLA
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert pick_implementation(None, *arrays()) == "xla"
+        assert choose_backend(None, *arrays()) is Backend.XLA
 
 
 def test_hopper_takes_the_kernels(device):
     device(HOPPER)
-    assert default_implementation() == "mosaic_gpu"
-    assert pick_implementation(None, *arrays()) == "mosaic_gpu"
+    assert device_backend(None) is Backend.HOPPER
+    assert choose_backend(None, *arrays()) is Backend.HOPPER
 
 
 UNSUPPORTED = {
@@ -63,39 +62,39 @@ def test_arrays_that_the_kernels_do_not_take_go_to_xla_with_one_warning(
     device(HOPPER)
     expected = f"tree_attention uses 'xla' instead of 'mosaic_gpu': {reason}"
     with pytest.warns(UserWarning, match=re.escape(expected)):
-        assert pick_implementation(None, *arrays(**shape)) == "xla"
+        assert choose_backend(None, *arrays(**shape)) is Backend.XLA
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert pick_implementation(None, *arrays(**shape)) == "xla"
+        assert choose_backend(None, *arrays(**shape)) is Backend.XLA
 
 
 @pytest.mark.parametrize(("shape", "reason"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_asking_for_them_by_name_raises(device, shape, reason):
     device(HOPPER)
     with pytest.raises(ValueError, match=re.escape(f"{reason}; use 'xla'")):
-        pick_implementation("mosaic_gpu", *arrays(**shape))
+        choose_backend("mosaic_gpu", *arrays(**shape))
 
 
 def test_another_gpu_takes_xla_with_a_warning(device):
     device(AMPERE)
     with pytest.warns(UserWarning, match=r"compute capability 9\.0, this is 8\.0"):
-        assert pick_implementation(None, *arrays()) == "xla"
+        assert choose_backend(None, *arrays()) is Backend.XLA
 
 
 def test_without_a_gpu_the_kernels_cannot_be_asked_for():
     with pytest.raises(ValueError, match="needs an NVIDIA GPU, got cpu; use 'xla'"):
-        pick_implementation("mosaic_gpu", *arrays())
+        choose_backend("mosaic_gpu", *arrays())
 
 
 def test_another_gpu_takes_the_kernels_when_asked_by_name(device):
     device(AMPERE)
-    assert pick_implementation("mosaic_gpu", *arrays()) == "mosaic_gpu"
+    assert choose_backend("mosaic_gpu", *arrays()) is Backend.PORTABLE
 
 
 def test_short_pages_of_80_elements_need_bulk_copies(device):
     shape = arrays(head_dim=80, page_size=16)
     device(HOPPER)
-    assert pick_implementation("mosaic_gpu", *shape) == "mosaic_gpu"
+    assert choose_backend("mosaic_gpu", *shape) is Backend.HOPPER
     device(AMPERE)
     with pytest.raises(ValueError, match="page size 16 is no multiple of 32"):
-        pick_implementation("mosaic_gpu", *shape)
+        choose_backend("mosaic_gpu", *shape)
