@@ -152,6 +152,8 @@ class DraftReplay:
     """
 
     template: DraftTemplate
+    ends_branches = True
+    """Branches are not ended at the limit of the sampling."""
 
     @property
     def rows(self) -> int:

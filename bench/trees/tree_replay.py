@@ -138,6 +138,8 @@ class TreeReplay:
     """
 
     template: TreeTemplate
+    ends_branches = True
+    """Branches are not ended at the limit of the sampling."""
 
     @property
     def rows(self) -> int:

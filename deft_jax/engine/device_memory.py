@@ -20,6 +20,9 @@ VOCAB_ARRAYS = 6
 PAGE_PAIR_ARRAYS, QUERY_PAIR_ARRAYS = 2, 5
 """Arrays of [Q, M] and of [Q, Q] numbers that finding free slots holds at once."""
 
+LAYER_ARRAYS = 32
+"""Arrays of [Q, E] numbers that a layer and its attention hold at once."""
+
 SLOT_ARRAYS = 12
 """Arrays of [M, P] int32: three of the tree, the others of a step's grouping."""
 
@@ -48,8 +51,8 @@ def needed_bytes(
         capacity: sizes of the state.
 
     Returns:
-        Bytes of the KV pool, of the tree with its log, of a step's logits, and of what
-        a step compares: every query token with every page and with each other.
+        Bytes of the KV pool, of the tree with its log, of a step's layers and logits,
+        and of its comparisons of every query token with every page and all others.
     """
     rows, pages = capacity.rows, capacity.pages
     queries = max(rows, capacity.chunk)
@@ -63,6 +66,7 @@ def needed_bytes(
             + LOG_STEPS * log_fields * rows * INT32_BYTES
             + queries * config.hidden_size * itemsize
         ),
+        "layers": LAYER_ARRAYS * queries * config.hidden_size * FLOAT32_BYTES,
         "logits": VOCAB_ARRAYS * rows * config.vocab_size * FLOAT32_BYTES,
         "comparisons": (
             (PAGE_PAIR_ARRAYS * pages + QUERY_PAIR_ARRAYS * queries)

@@ -1,5 +1,6 @@
 """One call of the engine: admits requests, feeds prompts, runs bursts of steps."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -60,8 +61,16 @@ class Generation:
         self.capacity = runner.capacity
         self.requests = requests
         self.scheduler = Scheduler(requests, self.capacity)
+        has_limit = not getattr(strategy, "ends_branches", False)
         self.trees = [
-            HostTree(r.index, r.prompt, r.text, tokenizer, sampling.stop, r.limit)
+            HostTree(
+                r.index,
+                r.prompt,
+                r.text,
+                tokenizer,
+                sampling.stop,
+                r.limit if has_limit else math.inf,
+            )
             for r in requests
         ]
         self.replay = LogReplay(self.capacity.nodes, runner.model.config.vocab_size)

@@ -1,7 +1,7 @@
 """Prompts as callers give them: text or token ids, in lists or arrays."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,8 @@ def _iterate(value: Any, name: str) -> Any:
         DeftError: it cannot be iterated over.
     """
     try:
+        if isinstance(value, bytes | bytearray | Mapping | Set):
+            raise TypeError  # They iterate over something else than token ids.
         return iter(np.asarray(value) if hasattr(value, "ndim") else value)
     except TypeError:
         raise DeftError(

@@ -9,7 +9,7 @@ import pytest
 
 from deft_jax.bench import command
 from deft_jax.bench.decode import decode_run
-from deft_jax.bench.decode.bench_engine import BenchEngine
+from deft_jax.bench.decode.bench_engine import BenchRunner
 from deft_jax.cli.main import main
 
 QUICK = ("few-shot", "--shape", "tiny", "--quick", "--page-size", "16")
@@ -130,11 +130,12 @@ def test_what_the_device_says_is_one_short_line(tmp_path, capsys, monkeypatch):
     def decode(*args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED:\n" + "no room\n" * 99)
 
-    monkeypatch.setattr(BenchEngine, "decode", decode)
+    monkeypatch.setattr(BenchRunner, "decode", decode)
     code, lines = bench(tmp_path, capsys, *QUICK, "--methods", "deft_flatten")
     assert code == 1
     [run] = json.loads(lines[-1])["runs"]
-    assert run["error"].startswith("RESOURCE_EXHAUSTED: no room no room")
+    assert run["error"].startswith("the device ran out of memory; lower n")
+    assert "RESOURCE_EXHAUSTED: no room no room" in run["error"]
     assert len(run["error"]) <= 300
 
 

@@ -124,9 +124,15 @@ BAD_PROMPTS = {
     "prompt 0 must be text or integer token ids, got \\[None]": [None],
     "prompt 0 must be text or integer token ids, got \\[\\[5, 6]": [[[5, 6], [7, 8]]],
     "prompt 0 must be text or integer token ids, got \\[True": [True, False],
-    "prompt 0 must be text or integer token ids, got array\\(\\[1.5": np.array([1.5]),
-    "prompt 0 must be text or integer token ids, got Array\\(\\[2.": jnp.array([2.0]),
-    "prompt 0 must be text or integer token ids, got b'ab'": [[b"ab"]],
+    "prompt 0 must be text or integer token ids, got \\[np.float64\\(1.5": np.array(
+        [1.5]
+    ),
+    "prompt 0 must be text or integer token ids, got \\[np.float32\\(2.": jnp.array(
+        [2.0]
+    ),
+    "prompt 0 must be text or integer token ids, got b'ab'": [b"ab"],
+    "prompts must be text or integer token ids, got b'ab'": b"ab",
+    "prompts must be text or integer token ids, got {5: 6}": {5: 6},
     "prompts must be text or integer token ids, got None": None,
     "prompts must be text or integer token ids, got 7": 7,
     "prompts must be text or integer token ids, got Array\\(7": jnp.array(7),

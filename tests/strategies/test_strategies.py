@@ -182,14 +182,15 @@ def test_speculative_decoding_equals_plain_decoding(name):
 def decode_steps(monkeypatch):
     """Step of each burst that the engine runs."""
     steps = []
-    decode = tiny_engine().decode
+    runner = tiny_engine().runner
+    decode = runner.decode
 
     def counting(*args):
         state = decode(*args)
         steps.append(int(state.step))
         return state
 
-    monkeypatch.setattr(tiny_engine(), "decode", counting)
+    monkeypatch.setattr(runner, "decode", counting)
     return steps
 
 
