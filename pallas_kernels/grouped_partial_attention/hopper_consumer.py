@@ -20,7 +20,7 @@ from ..mosaic.online_softmax import (
     sees,
 )
 from ..mosaic.tile import WgmmaTile
-from ..mosaic.unseen import find_unseen, zero_unseen
+from ..mosaic.unseen import find_unseen, tell_unseen, zero_unseen
 from . import work
 from .ring import Ring
 
@@ -195,6 +195,11 @@ class Consumer:
             value = plgpu.load(ref, layout=TILE.column, optimized=False)
             return value.reshape((spec.config.block_tokens,))
 
+        unseen = None
+        if not self.interpreted:
+            # Before the ranks are in registers, for all of these are in use then.
+            ref = self.masks.buffer.at[mask_slot, :, 0]
+            unseen = find_unseen(ref, self._transforms)
         ranks, back = field(0), None
         if spec.window is not None:
             back = TILE.across_rows(rows.positions, ranks.shape[0])
@@ -204,8 +209,7 @@ class Consumer:
             unseen = (ranks & 0xFFFF) >= lax.shift_right_logical(ranks, 16)
             plgpu.commit_smem()
         else:
-            ref = self.masks.buffer.at[mask_slot, :, 0]
-            unseen = find_unseen(ref, self._transforms)
+            unseen = tell_unseen(unseen)
         self.masks.release(mask_slot)
         return seen, unseen
 

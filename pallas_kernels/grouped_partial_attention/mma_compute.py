@@ -13,7 +13,7 @@ from ..kernel_spec import KernelSpec
 from ..mosaic.compat import store_rows
 from ..mosaic.online_softmax import HIDDEN, LOG2E, State, empty_state, sees
 from ..mosaic.tile import MmaTile
-from ..mosaic.unseen import find_unseen, zero_unseen
+from ..mosaic.unseen import find_unseen, tell_unseen, zero_unseen
 from . import work
 from .mma_fetch import Cursor, Fetch
 
@@ -143,5 +143,6 @@ class Compute:
             back = tile.across_rows(positions, ranks.shape[0])
             back -= tile.across_columns(field(1))
         first_row = index * (spec.half_queries * spec.group)
-        unseen = find_unseen(self.mask_smem.at[0], self.value_transforms, commit=False)
+        unseen = find_unseen(self.mask_smem.at[0], self.value_transforms)
+        unseen = tell_unseen(unseen, commit=False)
         return sees(tile, spec, ranks, first_row, back), unseen

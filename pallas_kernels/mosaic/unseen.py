@@ -25,6 +25,7 @@ STRIP = 8
 
 PER_THREAD = plgpu.Layout.WG_STRIDED((WARPGROUP_THREADS,), vec_size=1)
 
+_BITS = plgpu.ShapeDtypeStruct((WARPGROUP_THREADS,), jnp.int32, layout=PER_THREAD)
 _SIGN = -(2**31)
 """The bit of an int32 that tells that some thread has another bit set."""
 
@@ -37,31 +38,21 @@ selp.b32 $0, 1, 0, any;
 }"""
 
 
-def find_unseen(ranks, transforms: tuple, *, commit: bool = True):
+def find_unseen(ranks, transforms: tuple):
     """Find the tokens of a block whose range of ranks is empty.
-
-    It ends with a barrier of the warpgroup.
 
     Args:
         ranks: [tokens] or [units, U] int32 ref in shared memory: first rank that sees
             the token and, 16 bits up, one past the last.
         transforms: layout in shared memory of the values, as `tile_transforms` gives
             it.
-        commit: whether it also does what `commit_smem` does: what was read before comes
-            before later bulk copies to the same place. Needs compute capability 9.0.
 
     Returns:
         [128] int32, one for each thread: bit `i` is set if no query sees the token of
-        the thread's `i`-th item in `_row_items`, bit 31 in all threads if any has such
-        a token.
+        the thread's `i`-th item in `_row_items`.
     """
 
-    @plgpu.inline_mgpu(
-        arg_types=(plgpu.RefType(),),
-        return_type=plgpu.ShapeDtypeStruct(
-            (WARPGROUP_THREADS,), jnp.int32, layout=PER_THREAD
-        ),
-    )
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=_BITS)
     def find(_, ranks):
         shape = ir.MemRefType(ranks.type).shape
         tokens, bits = math.prod(shape), i32(0)
@@ -75,6 +66,26 @@ def find_unseen(ranks, transforms: tuple, *, commit: bool = True):
             empty = arith.cmpi(arith.CmpIPredicate.uge, first, end)
             bit = arith.select(empty, i32(1 << number), i32(0))
             bits = arith.ori(bits, bit)
+        return _per_thread(bits)
+
+    return find(ranks)  # pyright: ignore[reportCallIssue]
+
+
+def tell_unseen(unseen, *, commit: bool = True):
+    """Tell all threads of the warpgroup whether there is any unseen token: a barrier.
+
+    Args:
+        unseen: [128] int32, what `find_unseen` returned.
+        commit: whether it also does what `commit_smem` does: what was read before comes
+            before later bulk copies to the same place. Needs compute capability 9.0.
+
+    Returns:
+        [128] int32 with the same bits and, if there is such a token, bit 31.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(PER_THREAD,), return_type=_BITS)
+    def tell(_, bits):
+        bits = _value(bits)
         if commit:
             shared = nvvm.SharedSpace.shared_cta
             nvvm.fence_proxy(nvvm.ProxyKind.async_shared, space=shared)
@@ -87,21 +98,19 @@ def find_unseen(ranks, transforms: tuple, *, commit: bool = True):
             has_side_effects=True,
         )
         found = arith.cmpi(arith.CmpIPredicate.ne, found, i32(0))
-        bits = arith.ori(bits, arith.select(found, i32(_SIGN), i32(0)))
-        shape, layout = (WARPGROUP_THREADS,), PER_THREAD.to_mgpu()
-        return mgpu.FragmentedArray.splat(bits, shape, layout, is_signed=True)
+        return _per_thread(arith.ori(bits, arith.select(found, i32(_SIGN), i32(0))))
 
-    return find(ranks)  # pyright: ignore[reportCallIssue]
+    return tell(unseen)  # pyright: ignore[reportCallIssue]
 
 
 def zero_unseen(values, unseen, transforms: tuple, *, commit: bool = True) -> None:
-    """Store zeros in the rows of the tokens that `find_unseen` found.
+    """Store zeros in the rows of unseen tokens.
 
     Several warpgroups may do the same at the same time.
 
     Args:
         values: [tokens, D] ref in shared memory, 2 bytes an element.
-        unseen: [128] int32, what `find_unseen` returned.
+        unseen: [128] int32, what `tell_unseen` returned.
         transforms: layout of `values`, as `tile_transforms` gives it.
         commit: whether it ends with what `commit_smem` does, if there are such tokens;
             otherwise whoever reads the rows next needs a barrier.
@@ -109,8 +118,7 @@ def zero_unseen(values, unseen, transforms: tuple, *, commit: bool = True) -> No
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(transforms), PER_THREAD))
     def zero(_, values, bits):
-        [bits] = bits.registers.flat
-        bits = vector.extract(bits, [], ir.DenseI64ArrayAttr.get([0]))
+        bits = _value(bits)
         strips, _, _, width = ir.MemRefType(values.type).shape
         tokens = strips * STRIP
         parts = _parts(tokens, width)
@@ -127,6 +135,18 @@ def zero_unseen(values, unseen, transforms: tuple, *, commit: bool = True) -> No
             scf.yield_([])
 
     zero(values, unseen)  # pyright: ignore[reportCallIssue]
+
+
+def _per_thread(value):
+    """Return an i32 of each thread as an array [128]."""
+    shape, layout = (WARPGROUP_THREADS,), PER_THREAD.to_mgpu()
+    return mgpu.FragmentedArray.splat(value, shape, layout, is_signed=True)
+
+
+def _value(array):
+    """Return the i32 of a thread in an array [128]."""
+    [register] = array.registers.flat
+    return vector.extract(register, [], ir.DenseI64ArrayAttr.get([0]))
 
 
 def _zero_part(values, row, part, parts: int) -> None:
