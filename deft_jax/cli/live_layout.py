@@ -179,7 +179,7 @@ def _compact(
         room: second lines, fewer than rows.
     """
     labels = [_short_label(row, tree.branches[row.id]) for row in rows]
-    widths = [width - sum(len(span.text) for span in label) for label in labels]
+    widths = [max(width - sum(len(s.text) for s in label), 0) for label in labels]
     is_long = [
         int(cell_len(text) > width) for text, width in zip(texts, widths, strict=True)
     ]
