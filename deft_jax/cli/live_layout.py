@@ -179,9 +179,11 @@ def _compact(
         room: second lines, fewer than rows.
     """
     labels = [_short_label(row, tree.branches[row.id]) for row in rows]
-    widths = [width - sum(len(span.text) for span in label) for label in labels]
+    widths = [max(width - sum(len(s.text) for s in label), 0) for label in labels]
+    # Texts that are much too long need not be measured, as in `tail`.
     is_long = [
-        int(cell_len(text) > width) for text, width in zip(texts, widths, strict=True)
+        int(len(text) > 4 * width or cell_len(text) > width)
+        for text, width in zip(texts, widths, strict=True)
     ]
     given = share(room, is_long)
     for index, row in enumerate(rows):
