@@ -13,6 +13,7 @@ from deft_jax.cli.outcome_file import check_writable, write_outcome
 from deft_jax.cli.prompts import encode_prompts, read_prompts, read_tools
 from deft_jax.cli.strategies import STRATEGIES
 from deft_jax.cli.view import View, write_progress
+from deft_jax.engine.beside import run_beside
 from deft_jax.errors import CapacityError, DeftError
 
 NOT_FINITE = 1
@@ -48,14 +49,21 @@ def generate(options: argparse.Namespace) -> int:
                 _sampling(options),
                 STRATEGIES[options.strategy](options),
             )
-            model, tokenizer, dtype = _load(options, view)
-            encoded = encode_prompts(options, prompts, tools, tokenizer)
+            opened = _open(options)
+            encoded = encode_prompts(options, prompts, tools, opened.tokenizer)
             engine = deft_jax.Engine(
-                model,
-                tokenizer,
-                capacity=_capacity(options, encoded, model, tokenizer, strategy),
+                opened.outline(),
+                opened.tokenizer,
+                capacity=_capacity(options, encoded, opened, strategy),
                 implementation=options.implementation,
             )
+            # Programs are compiled, or read from the cache, while weights are loaded.
+            ahead = run_beside(
+                lambda: engine.compile_ahead(encoded, strategy, sampling)
+            )
+            model = opened.load(view.on_load)
+            ahead.result()
+            engine.model = model
             with interrupt.softly(view.on_interrupt):
                 trees = engine.generate(
                     encoded,
@@ -68,7 +76,7 @@ def generate(options: argparse.Namespace) -> int:
     settings = {
         "version": _version(),
         "model": options.model,
-        "dtype": dtype,
+        "dtype": opened.dtype.name,
         "strategy": {"name": options.strategy, **asdict(strategy)},
         "sampling": asdict(sampling),
         "interrupted": interrupt.is_requested(),
@@ -136,8 +144,8 @@ def _sampling(options: argparse.Namespace) -> "deft_jax.Sampling":
     return deft_jax.Sampling(**values)
 
 
-def _load(options: argparse.Namespace, view: View) -> tuple[Any, Any, str]:
-    """Return the model, its tokenizer and its dtype's name."""
+def _open(options: argparse.Namespace) -> "deft_jax.models.load.OpenedModel":
+    """Open the model and read its tokenizer, but no weights."""
     from deft_jax.cli.device import check_implementation, default_dtype, start_backend
     from deft_jax.engine.compilation_cache import enable_compilation_cache
 
@@ -150,16 +158,15 @@ def _load(options: argparse.Namespace, view: View) -> tuple[Any, Any, str]:
             f"{dtype} on a CPU is slower than float32 for few branches, and takes more"
             " memory at its peak; --dtype float32 is the default here"
         )
-    from deft_jax.models.load import load_model
+    from deft_jax.models.load import open_model
 
-    return *load_model(options.model, dtype=dtype, progress=view.on_load), dtype
+    return open_model(options.model, dtype=dtype)
 
 
 def _capacity(
     options: argparse.Namespace,
     encoded: Sequence[Any],
-    model: Any,
-    tokenizer: Any,
+    opened: "deft_jax.models.load.OpenedModel",
     strategy: "deft_jax.BestOfN",
 ) -> "deft_jax.Capacity | None":
     """Return the capacity that the options ask for, None to let the engine choose."""
@@ -168,11 +175,11 @@ def _capacity(
     from deft_jax.capacity import DEFAULT_PAGE_SIZE
 
     lengths = [
-        len(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        len(opened.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         for prompt in encoded
     ]
     if options.max_context is not None:
-        _check_context(options, max(lengths), model.config.context_length)
+        _check_context(options, max(lengths), opened.config.context_length)
         lengths = [options.max_context - options.max_new_tokens] * len(lengths)
     page_size = options.page_size or DEFAULT_PAGE_SIZE
     return deft_jax.Capacity.for_requests(

@@ -82,10 +82,20 @@ def kv_pool_bytes(config: ModelConfig, dtype: jnp.dtype, capacity: Capacity) -> 
     return config.num_layers * capacity.tokens * token_bytes
 
 
-def has_memory(config: ModelConfig, dtype: jnp.dtype, capacity: Capacity) -> bool:
-    """Say whether the default device has the memory for an engine, or does not tell."""
+def has_memory(
+    config: ModelConfig, dtype: jnp.dtype, capacity: Capacity, reserved: int = 0
+) -> bool:
+    """Say whether the default device has the memory for an engine, or does not tell.
+
+    Args:
+        config: sizes of the model.
+        dtype: dtype of KV and hidden states.
+        capacity: sizes of the state.
+        reserved: bytes of free memory that something else will take.
+    """
     free = free_bytes(jax.devices()[0])
-    return free is None or sum(needed_bytes(config, dtype, capacity).values()) <= free
+    needed = sum(needed_bytes(config, dtype, capacity).values())
+    return free is None or needed <= free - reserved
 
 
 def check_memory(config: ModelConfig, dtype: jnp.dtype, capacity: Capacity) -> None:

@@ -1,10 +1,11 @@
 """Programs that are compiled ahead of time, several at once and beside other work."""
 
-import threading
 from collections.abc import Hashable
 from concurrent.futures import Future
 
 from jax.stages import Compiled, Lowered
+
+from deft_jax.engine.beside import run_beside
 
 
 class Programs:
@@ -25,10 +26,7 @@ class Programs:
             key: what the program is known by; an older one of this key is forgotten.
             lowered: what is to be compiled.
         """
-        future: Future[Compiled] = Future()
-        self._programs[key] = future
-        # A daemon: the process may end while a program is compiled that nobody needs.
-        threading.Thread(target=_compile, args=(future, lowered), daemon=True).start()
+        self._programs[key] = run_beside(lowered.compile)
 
     def get(self, key: Hashable) -> Compiled | None:
         """Return a program when it is compiled, None if it was never begun.
@@ -44,10 +42,3 @@ class Programs:
         except Exception:
             del self._programs[key]
             raise
-
-
-def _compile(future: Future[Compiled], lowered: Lowered) -> None:
-    try:
-        future.set_result(lowered.compile())
-    except BaseException as error:
-        future.set_exception(error)

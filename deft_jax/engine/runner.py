@@ -94,7 +94,10 @@ class Runner:
 
     def fits(self, capacity: Capacity) -> bool:
         """Say whether the device has the memory for a new state of a capacity."""
-        return has_memory(self.model.config, self.model.dtype, capacity)
+        arrays = jax.tree.leaves(self.model)
+        to_come = [x for x in arrays if isinstance(x, jax.ShapeDtypeStruct)]
+        reserved = sum(x.size * x.dtype.itemsize for x in to_come)
+        return has_memory(self.model.config, self.model.dtype, capacity, reserved)
 
     def create_state(self, capacity: Capacity) -> DecodeState:
         """Return a state without a request."""
