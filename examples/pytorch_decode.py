@@ -42,7 +42,7 @@ class TorchTreeAttention:
     """The kernels of tree attention for torch tensors of fixed shapes."""
 
     def __init__(self, spec: KernelSpec) -> None:
-        """Compiles nothing yet; the first call does."""
+        """Remember the sizes; the first call compiles."""
         self._spec = spec
         self._attend = plgpu.as_torch_kernel(
             functools.partial(grouped_partial_attention, spec)

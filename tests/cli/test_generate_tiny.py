@@ -21,7 +21,7 @@ SHORT = ("--max-new-tokens", "4", "--max-context", "32", "--seed", "1")
 
 @pytest.fixture
 def broken_model(monkeypatch) -> None:
-    """A model whose numbers are NaN behind every prompt with `BROKEN` in it."""
+    """Return a model whose numbers are NaN behind every prompt with `BROKEN` in it."""
     graph, state = nnx.split(tiny_model())
     network: Llama = nnx.merge(graph, jax.tree.map(jnp.copy, state))
     assert network.embedding is not None

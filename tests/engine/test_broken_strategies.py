@@ -63,7 +63,7 @@ def sprawling_engine(pages: int) -> Engine:
 
 
 def tokens_of(tree) -> tuple[int, ...]:
-    """The tokens of a tree with one branch, whatever nodes they are in."""
+    """Return the tokens of a tree with one branch, whatever nodes they are in."""
     (leaf,) = tree.leaves()
     return tuple(token for node in tree.path(leaf)[1:] for token in node.tokens)
 

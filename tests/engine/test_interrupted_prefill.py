@@ -13,7 +13,7 @@ GREEDY = Sampling(temperature=0.0, max_new_tokens=4, ignore_eos=True)
 
 @pytest.fixture
 def engine() -> Engine:
-    """An engine of this test alone."""
+    """Return an engine of this test alone."""
     return Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY)
 
 

@@ -29,7 +29,7 @@ GREEDY = Sampling(temperature=0.0, max_new_tokens=10, ignore_eos=True)
 
 @functools.cache
 def model(value: float) -> Llama:
-    """A random network in which the embedding of `BROKEN` is `value`."""
+    """Return a random network in which the embedding of `BROKEN` is `value`."""
     graph, state = nnx.split(Llama.random(CONFIG, seed=1, dtype=jnp.float32))
     state = nnx.map_state(lambda path, x: x if x.ndim == 1 else x * 5.0, state)
     network = nnx.merge(graph, state)
@@ -44,7 +44,7 @@ def new_engine(value: float = math.nan) -> Engine:
 
 @functools.cache
 def alone(n: int = 1, value: float = math.nan) -> tuple:
-    """What an engine that never saw anything else gives for A."""
+    """Return what an engine that never saw anything else gives for A."""
     (tree,) = new_engine(value).generate(A, BestOfN(n), GREEDY)
     assert tree.notice is None
     return tuple((leaf.tokens, leaf.logprobs) for leaf in tree.leaves())

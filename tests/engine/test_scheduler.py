@@ -19,7 +19,7 @@ def request(index, prompt_tokens, rows=2, nodes=3, limit=4):
 
 
 def fed(scheduler):
-    """The chunks until all prompts are fed, and the parts they were made of."""
+    """Yield the chunks until all prompts are fed, and the parts they were made of."""
     while parts := scheduler.next_parts():
         yield parts, scheduler.chunk(parts)
         scheduler.note_fed(parts)

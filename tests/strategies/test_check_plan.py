@@ -43,7 +43,7 @@ def add(tree: Tree, parent: int, tokens: int, draft: bool = False):
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A forest of two requests; the numbers of its nodes by name.
+    r"""Return a forest of two requests; the numbers of its nodes by name.
 
     root a (3 tokens) - b (2) - c (1)         root z (2) - y (1)
                       \\ d (1) - e, f drafts of one token each

@@ -205,12 +205,12 @@ def test_the_text_needs_no_matplotlib():
 
 
 def without_parts(run: dict) -> dict:
-    """A run of a device that has no profiler, such as a CPU."""
+    """Return the run as a device without a profiler, such as a CPU, gives it."""
     return run | dict.fromkeys(plot_bars.COMPONENTS)
 
 
 def legend_of(runs: list[dict]) -> list[str]:
-    """The entries of the time plot's legend."""
+    """Return the entries of the time plot's legend."""
     groups = report_data.make_groups({"runs": runs})
     palette = plot_style.Palette(report_data.all_series(groups))
     [legend] = plot_bars.breakdown(groups, palette, "here").legends
@@ -234,7 +234,7 @@ def test_the_legend_names_the_parts_that_are_there():
 
 def test_colours_of_methods_are_far_apart():
     def lab(color: str) -> np.ndarray:
-        """CIE L*a*b* of a colour, D65."""
+        """Return a colour in CIE L*a*b*, D65."""
         rgb = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
         xyz = SRGB_TO_XYZ @ linear / (0.9505, 1.0, 1.089)

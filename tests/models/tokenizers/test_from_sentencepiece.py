@@ -37,7 +37,7 @@ texts = st.lists(words | st.sampled_from([" ", "  ", "\n"]) | st.text(letters)).
 
 @pytest.fixture(scope="module")
 def models():
-    """A SentencePiece model of each kind, serialised."""
+    """Return a SentencePiece model of each kind, serialised."""
     return {kind: train(**options) for kind, options in KINDS.items()}
 
 
