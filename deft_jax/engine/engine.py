@@ -222,12 +222,8 @@ class Engine:
             if self.capacity is not None and self.capacity.covers(needed):
                 return
             self.runner.reset()
-<<<<<<< HEAD
-            if max_rows <= strategy.rows or self.runner.fits(needed):
-=======
             one_at_a_time = len(requests) == 1 or max_rows < 2 * strategy.rows
             if one_at_a_time or self.runner.fits(needed):
->>>>>>> eng
                 break
             max_rows //= 2
         self.capacity = needed

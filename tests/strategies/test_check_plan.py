@@ -46,7 +46,7 @@ def nodes():
     r"""Return a forest of two requests; the numbers of its nodes by name.
 
     root a (3 tokens) - b (2) - c (1)         root z (2) - y (1)
-                      \\ d (1) - e, f drafts of one token each
+                      \ d (1) - e, f drafts of one token each
     """
     tree = Tree.create(N, 16, 4)
     named = {}
