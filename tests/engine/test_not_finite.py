@@ -123,7 +123,7 @@ def test_all_branches_of_a_broken_request_end_and_keep_their_tokens():
 
 
 @pytest.mark.parametrize(
-    "strategy", [BeamSearch(width=2, length=12), PromptLookup(depth=3, paths=2)]
+    "strategy", [BeamSearch(width=3, length=11), PromptLookup(depth=3, paths=2)]
 )
 def test_strategies_end_like_parallel_sampling(strategy):
     engine = new_engine()

@@ -34,7 +34,7 @@ TREES = [
     few_shot(9, 7, 13),
     level_tree([1, 2, 6, 13], [17, 3, 1, 9]),
     random_search(3, 7, 0.5, 0.3, tokens=(1, 9), prompt_tokens=6, seed=0),
-    random_search(4, 9, 0.4, 0.5, tokens=(1, 20), prompt_tokens=30, seed=5),
+    random_search(4, 9, 0.4, 0.5, tokens=(1, 20), prompt_tokens=20, seed=5),
     *(tree.shortened(50) for tree in reasoning("sorting")[2:4]),
     *(tree.shortened(50) for tree in reasoning("docmerge")[:2]),
 ]
