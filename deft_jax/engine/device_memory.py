@@ -98,16 +98,20 @@ def has_memory(
     return free is None or needed <= free - reserved
 
 
-def check_memory(config: ModelConfig, dtype: jnp.dtype, capacity: Capacity) -> None:
+def check_memory(
+    config: ModelConfig, dtype: jnp.dtype, capacity: Capacity, reserved: int = 0
+) -> None:
     """Check that the default device has the memory for an engine.
+
+    The arguments are those of `has_memory`.
 
     Raises:
         CapacityError: it has not; the message gives the numbers.
     """
-    if has_memory(config, dtype, capacity):
+    if has_memory(config, dtype, capacity, reserved):
         return
     needed = needed_bytes(config, dtype, capacity)
-    free = free_bytes(jax.devices()[0]) or 0
+    free = max((free_bytes(jax.devices()[0]) or 0) - reserved, 0)
     parts = ", ".join(f"{name} {_gib(size)}" for name, size in needed.items())
     raise CapacityError(
         f"{capacity.rows} branches in {capacity.pages} pages of {capacity.page_size} "

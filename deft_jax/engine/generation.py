@@ -228,14 +228,20 @@ class Generation:
             self.replay.forget(tree)
 
     def _interrupt(self) -> None:
-        """End every request where it stands.
-
-        The device drops its state: to end the branches on it, the decode step would
-        have to be compiled if no token was decoded yet.
-        """
-        for request in (*self.scheduler.active.values(), *self.scheduler.waiting):
+        """End every request where it stands."""
+        active = self.scheduler.active
+        for request in (*active.values(), *self.scheduler.waiting):
             self.trees[request.index].fail("interrupted")
-        self.runner.reset()
+        if not active:
+            return
+        if self.runner.has_made("decode", self.strategy.planner):
+            roots = np.asarray(self.runner.state.roots)[list(active)]
+            dropped = self.no_node.copy()
+            dropped[roots[roots < self.capacity.nodes]] = True
+            self._begin(0, dropped)
+        else:
+            # Nobody who asks to stop wants to wait until the step is compiled.
+            self.runner.reset()
 
     def _run_out(self) -> None:
         """End every active request where it stands; what is done stays."""

@@ -64,7 +64,7 @@ class Runner:
         self.model = model
         self.method = method
         self.capacity: Capacity | None = None
-        self.programs = Programs()
+        self.ahead = Programs()
         self._state: DecodeState | None = None
         self._compiled: set[tuple] = set()
 
@@ -94,10 +94,14 @@ class Runner:
 
     def fits(self, capacity: Capacity) -> bool:
         """Say whether the device has the memory for a new state of a capacity."""
-        arrays = jax.tree.leaves(self.model)
-        to_come = [x for x in arrays if isinstance(x, jax.ShapeDtypeStruct)]
-        reserved = sum(x.size * x.dtype.itemsize for x in to_come)
-        return has_memory(self.model.config, self.model.dtype, capacity, reserved)
+        config, dtype = self.model.config, self.model.dtype
+        return has_memory(config, dtype, capacity, self._to_come())
+
+    def _to_come(self) -> int:
+        """Return the bytes of weights that are still to be loaded."""
+        weights = jax.tree.leaves(self.model)
+        shapes = [x for x in weights if isinstance(x, jax.ShapeDtypeStruct)]
+        return sum(x.size * x.dtype.itemsize for x in shapes)
 
     def create_state(self, capacity: Capacity) -> DecodeState:
         """Return a state without a request."""
@@ -116,7 +120,7 @@ class Runner:
         """
         planner_state = self.state.planner
         args = self.model, dataclasses.replace(self.state, planner=()), chunk
-        ahead = self.programs.get(self._key(PREFILL))
+        ahead = self.ahead.get(self._key(PREFILL))
         state: DecodeState = (
             ahead(*args) if ahead else run_prefill(*args, method=self.method)
         )
@@ -135,7 +139,7 @@ class Runner:
             planner: what decides on the device.
         """
         args = self.model, self.state, table, jnp.asarray(dropped), jnp.int32(max_steps)
-        ahead = self.programs.get(self._key(planner, table))
+        ahead = self.ahead.get(self._key(planner, table))
         static = {"planner": planner, "method": self.method}
         self._state = ahead(*args) if ahead else decode_program()(*args, **static)
         return self.state
@@ -152,19 +156,23 @@ class Runner:
             table: any table of the shapes to come.
             chunk: any chunk of the shapes to come.
             planner: what decides on the device.
+
+        Raises:
+            CapacityError: the device has too little memory for the state.
         """
         self.capacity = capacity
+        check_memory(self.model.config, self.model.dtype, capacity, self._to_come())
         state = jax.eval_shape(lambda: self.create_state(capacity))
         args = self.model, state, chunk
         lowered = run_prefill.lower(*args, method=self.method)
-        self.programs.start(self._key(PREFILL), lowered)
+        self.ahead.start(self._key(PREFILL), lowered)
         planner_state = jax.eval_shape(lambda: planner.init(capacity))
         state = dataclasses.replace(state, planner=planner_state)
         no_node = jnp.zeros(capacity.nodes, bool)
         args = self.model, state, table, no_node, jnp.int32(0)
         static = {"planner": planner, "method": self.method}
         lowered = decode_program().lower(*args, **static)
-        self.programs.start(self._key(planner, table), lowered)
+        self.ahead.start(self._key(planner, table), lowered)
 
     def _key(self, step: Hashable, table: RequestTable | None = None) -> Hashable:
         """Return what a program compiled ahead is known by: all it depends on."""
@@ -173,7 +181,10 @@ class Runner:
 
     def is_first(self, step: str, planner: Any = None) -> bool:
         """Say once per step, capacity and planner that its program is still to make."""
-        key = (step, self.capacity, planner)
-        first = key not in self._compiled
-        self._compiled.add(key)
+        first = not self.has_made(step, planner)
+        self._compiled.add((step, self.capacity, planner))
         return first
+
+    def has_made(self, step: str, planner: Any = None) -> bool:
+        """Say whether a step was run for the present capacity and a planner."""
+        return (step, self.capacity, planner) in self._compiled

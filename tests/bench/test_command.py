@@ -27,7 +27,19 @@ KNOWN = {
     *("roofline_ms", "roofline_fraction", "peak_bytes"),
 }
 ROW = {"workload", "parameters", "method", "implementation"}
-REPORT = {"device", "jax", "date", "read_gbs", "matrix_tflops", "card", "runs"}
+REPORT = {
+    "device",
+    "jax",
+    "date",
+    "read_gbs",
+    "matrix_tflops",
+    "card",
+    "runs",
+    "cpu",
+    "cores",
+    "python",
+    "deft_jax",
+}
 
 
 class References(HTMLParser):

@@ -2,6 +2,7 @@ import argparse
 import re
 import types
 from importlib.metadata import version
+from typing import Any
 
 import pytest
 
@@ -73,11 +74,10 @@ def test_every_strategy_of_the_table_can_be_chosen():
         assert make(options).rows == options.n == 4
 
 
-MODEL = types.SimpleNamespace(config=types.SimpleNamespace(context_length=2048))
-
-
 def capacity(*arguments, prompts=("a b c",)):
-    return _capacity(parse(*arguments), prompts, MODEL, WordTokenizer(), BestOfN(4))
+    config = types.SimpleNamespace(context_length=2048)
+    opened: Any = types.SimpleNamespace(config=config, tokenizer=WordTokenizer())
+    return _capacity(parse(*arguments), prompts, opened, BestOfN(4))
 
 
 def test_engine_chooses_the_capacity_by_default():

@@ -16,7 +16,28 @@ from tests.support.tiny_model import CONFIG, AsciiTokenizer, tiny_model
 BROKEN = ord("c")
 """Token whose embedding is not finite."""
 
-SHORT = ("--max-new-tokens", "4", "--max-context", "32", "--seed", "1")
+SHORT = ("--max-new-tokens", "4", "--max-context", "32", "--seed", "2")
+
+
+class Opened:
+    """A network as `OpenedModel` gives it."""
+
+    tokenizer = AsciiTokenizer()
+    config = CONFIG
+    dtype = jnp.dtype("float32")
+
+    def __init__(self, network: Llama):
+        self.network = network
+
+    def outline(self) -> Llama:
+        """Return shapes in place of the weights."""
+        graph, state = nnx.split(self.network)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        return nnx.merge(graph, shapes)
+
+    def load(self, progress) -> Llama:
+        """Return the network."""
+        return self.network
 
 
 @pytest.fixture
@@ -26,8 +47,7 @@ def broken_model(monkeypatch) -> None:
     network: Llama = nnx.merge(graph, jax.tree.map(jnp.copy, state))
     assert network.embedding is not None
     network.embedding[...] = network.embedding[...].at[BROKEN].set(math.nan)
-    loaded = network, AsciiTokenizer(), "float32"
-    monkeypatch.setattr(generate, "_load", lambda options, view: loaded)
+    monkeypatch.setattr(generate, "_open", lambda options: Opened(network))
 
 
 @pytest.mark.usefixtures("broken_model")

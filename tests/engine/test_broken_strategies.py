@@ -9,6 +9,7 @@ from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
 from deft_jax.errors import DeftError
 from deft_jax.sampling.params import Sampling
+from deft_jax.strategies.check_plan import checked
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.strategies.protocol import RUNNING, Plan, View
 from tests.support.bench.replay_engines import TightEngine
@@ -154,19 +155,33 @@ def test_a_planner_that_never_finishes_is_ended_at_the_limit(n):
     assert_usable()
 
 
+def assert_left_out(strategy: Wrong):
+    """Check that rows that cannot be carried out end their branches alone."""
+    trees = tiny_engine().generate(["Hello", "abc"], strategy, GREEDY)
+    for prompt, tree in zip(["Hello", "abc"], trees, strict=True):
+        alone = decode_alone(prompt, GREEDY)
+        for leaf in tree.leaves():
+            assert leaf.finish_reason == "pruned"
+            assert leaf.tokens == alone.tokens[:2]
+    assert_usable()
+
+
 @pytest.mark.parametrize("token", [CONFIG.vocab_size, 10**6, -1])
-def test_a_token_outside_the_vocabulary_is_refused(token):
+def test_a_token_outside_the_vocabulary_is_left_out(token):
+    strategy = Wrong(field="token", value=token)
+    assert_left_out(strategy)
     with pytest.raises(DeftError, match=f"token {token}; the vocabulary has 0 to 127"):
-        tiny_engine().generate("Hello", Wrong(field="token", value=token), GREEDY)
+        tiny_engine().generate("Hello", checked(strategy), GREEDY)
     assert_usable()
 
 
 @pytest.mark.parametrize(
     "source", [7, CAPACITY.nodes - 1, CAPACITY.nodes + 1, CAPACITY.nodes + 99, 10**6]
 )
-def test_a_source_that_is_not_there_is_refused(source):
-    message = f"lets row [01] continue {source} of {CAPACITY.nodes} nodes"
-    with pytest.raises(DeftError, match=message) as error:
-        tiny_engine().generate("Hello", Wrong(field="source", value=source), GREEDY)
+def test_a_source_that_is_not_there_is_left_out(source):
+    strategy = Wrong(field="source", value=source)
+    assert_left_out(strategy)
+    with pytest.raises(DeftError, match="row [01] continues") as error:
+        tiny_engine().generate("Hello", checked(strategy), GREEDY)
     assert "\n" not in str(error.value)
     assert_usable()

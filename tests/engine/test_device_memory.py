@@ -11,13 +11,19 @@ from deft_jax.capacity import Capacity
 from deft_jax.engine import device_memory
 from deft_jax.engine.device_memory import free_bytes, kv_pool_bytes, needed_bytes
 from deft_jax.engine.engine import Engine
-from deft_jax.engine.generation import Generation
+from deft_jax.engine.generation import Generation, make_request_table
 from deft_jax.engine.runner import Runner, run_decode, run_prefill
 from deft_jax.errors import CapacityError
 from deft_jax.runtime.attention_method import TreeMethod
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN, ContinueAll
-from tests.support.tiny_model import CONFIG, AsciiTokenizer, decode_alone, tiny_model
+from tests.support.tiny_model import (
+    CONFIG,
+    EOS,
+    AsciiTokenizer,
+    decode_alone,
+    tiny_model,
+)
 
 SMALL = Capacity(requests=4, rows=8, nodes=16, pages=16, page_size=64, chunk=64)
 SHORT = Sampling(temperature=0.0, max_new_tokens=6)
@@ -77,7 +83,7 @@ def test_the_estimate_holds_what_the_compiler_counts(changes):
         run_prefill.lower(*args, generation.scheduler.chunk([]), method=runner.method),
         run_decode.lower(
             *args,
-            generation._request_table(),
+            make_request_table(SHORT, generation.scheduler.limits(), EOS),
             jnp.zeros(capacity.nodes, bool),
             jnp.int32(1),
             planner=ContinueAll(),

@@ -100,7 +100,7 @@ def test_should_stop_keeps_what_is_done():
         assert len({len(leaf.tokens) for leaf in tree.leaves()}) == 1
         assert 0 < len(tree.best().tokens) < 100 and tree.notice is None
     assert [node.text for node in trees[2].nodes] == ["has to wait"]
-    assert trees[2].best().finish_reason is None
+    assert trees[2].best().finish_reason == "interrupted"
     assert len(asked) == 5
     assert_idle()
 
