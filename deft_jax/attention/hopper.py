@@ -10,9 +10,6 @@ from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.schedule import head_chunks, prepare
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.attention.tuned_sizes import Key, lookup
-from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
-    grouped_partial_attention,
-)
 from deft_jax.pallas_kernels.kernel_spec import (
     COPY_BYTES,
     MAX_QUERIES,
@@ -21,7 +18,6 @@ from deft_jax.pallas_kernels.kernel_spec import (
     KernelConfig,
     KernelSpec,
 )
-from deft_jax.pallas_kernels.tree_reduction.hopper import tree_reduction
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 DTYPES = ("bfloat16", "float16")
@@ -214,6 +210,12 @@ def attend(
         out: [Q, H, D] in q's dtype; zeros for queries that see nothing.
         lse: [Q, H] float32, natural log of the sum of exponentials; -inf there.
     """
+    # Imported where it runs: Mosaic takes long to import, and no CPU needs it.
+    from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
+        grouped_partial_attention,
+    )
+    from deft_jax.pallas_kernels.tree_reduction.hopper import tree_reduction
+
     masks, positions, live, schedule = prepared
     rows = (spec.num_queries, spec.num_kv_heads, spec.group)
     out, lse, part_out, part_lse = grouped_partial_attention(

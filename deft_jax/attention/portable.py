@@ -9,14 +9,7 @@ import jax
 from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.schedule import head_chunks, prepare
 from deft_jax.attention.spec import AttentionSpec
-from deft_jax.pallas_kernels.grouped_partial_attention.mma import (
-    grouped_partial_attention,
-    pack_rows,
-    unpack_rows,
-)
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
-from deft_jax.pallas_kernels.mosaic.tile import tile_rows
-from deft_jax.pallas_kernels.tree_reduction.mma import tree_reduction
 
 DEFAULT_WORKERS = 108
 """Multiprocessors of an A100, where no GPU says otherwise."""
@@ -49,6 +42,15 @@ def tree_attention_mma(
         out: [Q, H, D] in q's dtype; zeros for queries that see nothing.
         lse: [Q, H] float32, natural log of the sum of exponentials; -inf there.
     """
+    # Imported where it runs: Mosaic takes long to import, and no CPU needs it.
+    from deft_jax.pallas_kernels.grouped_partial_attention.mma import (
+        grouped_partial_attention,
+        pack_rows,
+        unpack_rows,
+    )
+    from deft_jax.pallas_kernels.mosaic.tile import tile_rows
+    from deft_jax.pallas_kernels.tree_reduction.mma import tree_reduction
+
     spec = make_mma_spec(q, k_pages, attention, bulk=bulk, num_workers=num_workers)
     masks, positions, live, schedule = prepare(grouping, spec, tile_rows(spec))
     heads = spec.num_queries, spec.num_kv_heads, spec.group, spec.head_dim

@@ -70,10 +70,12 @@ class Compilations:
         seconds: time that compiling took; 0 if every program was there or was read
             from a cache.
         kept: true if a program was written to the cache of compiled programs.
+        threads: those that compiled a program, which they did not read from a cache.
     """
 
     seconds: float = 0.0
     kept: bool = False
+    threads: set[int] = field(default_factory=set)
     _reading: set[int] = field(default_factory=set)
 
     def on_event(self, event: str, **_: str | int) -> None:
@@ -86,7 +88,9 @@ class Compilations:
         """Count the program that is ready, unless it was read from a cache."""
         if event == _COMPILED:
             thread = threading.get_ident()
-            self.seconds += 0.0 if thread in self._reading else duration
+            if thread not in self._reading:
+                self.seconds += duration
+                self.threads.add(thread)
             self._reading.discard(thread)
 
 

@@ -7,9 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 
 from deft_jax.capacity import Capacity
 from deft_jax.engine.device_memory import check_memory, has_memory
+from deft_jax.engine.kept_programs import (
+    compile_to_keep,
+    kept_path,
+    read_program,
+    renamed,
+)
 from deft_jax.engine.programs import Programs
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model
@@ -36,7 +43,8 @@ differently: near ties, a token may differ from what the same model gives elsewh
 PREFILL = "prefill"
 """Key of the step that reads prompts; a decode step is known by its planner."""
 
-run_prefill = jax.jit(prefill, static_argnames="method", donate_argnames="state")
+_PREFILL = {"static_argnames": "method", "donate_argnames": "state"}
+run_prefill = jax.jit(prefill, **_PREFILL)
 
 _DECODE = {"static_argnames": ("planner", "method"), "donate_argnames": "state"}
 run_decode = jax.jit(decode, **_DECODE)
@@ -163,16 +171,40 @@ class Runner:
         self.capacity = capacity
         check_memory(self.model.config, self.model.dtype, capacity, self._to_come())
         state = jax.eval_shape(lambda: self.create_state(capacity))
-        args = self.model, state, chunk
-        lowered = run_prefill.lower(*args, method=self.method)
-        self.ahead.start(self._key(PREFILL), lowered)
+        self._start(PREFILL, None, run_prefill, (self.model, state, chunk))
         planner_state = jax.eval_shape(lambda: planner.init(capacity))
         state = dataclasses.replace(state, planner=planner_state)
         no_node = jnp.zeros(capacity.nodes, bool)
-        args = self.model, state, table, no_node, jnp.int32(0)
-        static = {"planner": planner, "method": self.method}
-        lowered = decode_program().lower(*args, **static)
-        self.ahead.start(self._key(planner, table), lowered)
+        arguments = self.model, state, table, no_node, jnp.int32(0)
+        self._start(planner, table, decode_program(), arguments)
+
+    def _start(
+        self, step: Any, table: RequestTable | None, jitted: Any, arguments: tuple
+    ) -> None:
+        """Begin to make the program of a step: read what a file keeps, or compile.
+
+        Args:
+            step: PREFILL, or the planner of a decode step.
+            table: the requests of a decode step.
+            jitted: the step.
+            arguments: arrays or shapes; the second is the state, which is returned.
+        """
+        static = {"method": self.method}
+        if step != PREFILL:
+            static["planner"] = step
+        name, options = (PREFILL, _PREFILL) if step == PREFILL else ("decode", _DECODE)
+        path, state = kept_path(name, tuple(static.values()), arguments), arguments[1]
+
+        def make() -> Compiled:
+            if path is None:
+                return jitted.lower(*arguments, **static).compile()
+            program = read_program(path, arguments, state)
+            if program is None:
+                lowered = renamed(jitted, path, options).lower(*arguments, **static)
+                program = compile_to_keep(lowered, path, arguments, state)
+            return program
+
+        self.ahead.start(self._key(step, table), make)
 
     def _key(self, step: Hashable, table: RequestTable | None = None) -> Hashable:
         """Return what a program compiled ahead is known by: all it depends on."""

@@ -5,12 +5,12 @@ kernel.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 
 from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.kv.pool import LayerKV
-from deft_jax.pallas_kernels.rotary_append.hopper import rotary_append, takes
 from deft_jax.pallas_kernels.rotary_append.reference import (
     finite_projections,
     rotary_append_reference,
@@ -75,9 +75,13 @@ class QKV:
         shape = num_queries, num_heads - 2 * self.num_kv_heads, head_dim
         q = jax.ShapeDtypeStruct(shape, self.inputs.dtype)
         backend = choose_backend(implementation, q, layer.k)
-        fits = takes(self.inputs, self.heads, layer.k)
-        by_kernel = backend is Backend.HOPPER and fits
-        store = rotary_append if by_kernel else rotary_append_reference
+        store: Callable = rotary_append_reference
+        if backend is Backend.HOPPER:
+            # Imported where it runs: Mosaic takes long to import, and no CPU needs it.
+            from deft_jax.pallas_kernels.rotary_append import hopper
+
+            if hopper.takes(self.inputs, self.heads, layer.k):
+                store = hopper.rotary_append
         rows = self.inputs, self.heads, self.cos, self.sin
         q, k, v = store(*rows, page, slot, layer.k, layer.v, eps=self.eps)
         return q, LayerKV(k=k, v=v)

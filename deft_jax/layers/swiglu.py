@@ -4,7 +4,6 @@ import jax
 
 from deft_jax.attention.backend import Backend, device_backend
 from deft_jax.attention.device import device_of
-from deft_jax.pallas_kernels.swiglu import hopper
 from deft_jax.pallas_kernels.swiglu.reference import swiglu_reference
 
 
@@ -33,6 +32,10 @@ def swiglu(
         ValueError: there is no such implementation, or the device cannot run it.
     """
     backend = device_backend(implementation, device_of(inputs, hidden))
-    if backend is Backend.HOPPER and hopper.takes(inputs, hidden):
-        return hopper.swiglu(inputs, hidden, eps=eps)
+    if backend is Backend.HOPPER:
+        # Imported where it runs: Mosaic takes long to import, and no CPU needs it.
+        from deft_jax.pallas_kernels.swiglu import hopper
+
+        if hopper.takes(inputs, hidden):
+            return hopper.swiglu(inputs, hidden, eps=eps)
     return swiglu_reference(inputs, hidden, eps=eps)

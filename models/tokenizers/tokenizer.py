@@ -7,7 +7,6 @@ from typing import Any
 
 from deft_jax.errors import DeftError
 
-from .chat_template import render_chat_template
 from .detokenizer import Detokenizer, PieceCodec
 from .from_folder import read_folder_tokenizer
 from .from_gguf import read_gguf_tokenizer
@@ -158,6 +157,9 @@ class Tokenizer:
         """
         eos = self.eos_token_ids[0] if self.eos_token_ids else None
         parts = self._parts
+        # Imported where it is needed: plain prompts need no Jinja.
+        from .chat_template import render_chat_template
+
         return render_chat_template(
             (parts.tool_template if tools else None) or parts.chat_template,
             messages,

@@ -1,0 +1,79 @@
+"""Programs that are kept in files: the same tokens, or none at all."""
+
+import uuid
+from pathlib import Path
+
+import jax
+import pytest
+
+from deft_jax.engine import kept_programs
+from deft_jax.engine.engine import Engine
+from deft_jax.engine.kept_programs import kept_path
+from deft_jax.sampling.params import Sampling
+from deft_jax.strategies.parallel import BestOfN, ContinueAll
+from tests.support.strategies.take_turns import TakeTurns
+from tests.support.tiny_model import CAPACITY, AsciiTokenizer, decode_alone, tiny_model
+
+GREEDY = Sampling(temperature=0.0, max_new_tokens=6, ignore_eos=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty folder for programs that JAX's own cache has never seen."""
+    monkeypatch.setenv("DEFT_JAX_CACHE", str(tmp_path))
+    this_run = str(uuid.uuid4())
+    monkeypatch.setattr(kept_programs, "_surroundings", lambda: this_run)
+    return tmp_path
+
+
+def generate(prompt: str = "Hello") -> tuple[int, ...]:
+    """Decode with an engine that compiled ahead, as the command does."""
+    engine = Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY)
+    engine.compile_ahead(prompt, BestOfN(2), GREEDY)
+    [tree] = engine.generate(prompt, BestOfN(2), GREEDY)
+    return tree.best().tokens
+
+
+def test_a_program_that_was_kept_gives_the_same_tokens(folder: Path, monkeypatch):
+    expected = decode_alone("Hello", GREEDY).tokens
+    assert generate() == expected
+    kept = sorted(path.name.rsplit("-", 1)[0] for path in folder.iterdir())
+    assert kept == ["deft-jax-decode", "deft-jax-prefill"]
+
+    def refuse(*arguments):
+        raise AssertionError("a program was compiled that is in a file")
+
+    monkeypatch.setattr("deft_jax.engine.runner.compile_to_keep", refuse)
+    assert generate() == expected
+    assert generate("other") == decode_alone("other", GREEDY).tokens
+
+
+@pytest.mark.parametrize("damage", [lambda kept: kept[:-9], lambda kept: b"", None])
+def test_a_damaged_file_is_compiled_anew(folder: Path, damage):
+    expected = generate()
+    for path in folder.iterdir():
+        kept = bytearray(path.read_bytes())
+        kept[len(kept) // 2] ^= 1
+        path.write_bytes(damage(bytes(kept)) if damage else bytes(kept))
+    assert generate() == expected
+
+
+def test_other_shapes_and_steps_have_other_files(folder: Path):
+    model, static = tiny_model(), (ContinueAll(),)
+
+    def path(step, count, static=static):
+        return kept_path(step, static, (model, jax.ShapeDtypeStruct((count,), "int32")))
+
+    paths = {path("decode", 3), path("decode", 4), path("prefill", 3)}
+    assert len(paths) == 3 and None not in paths
+    assert path("decode", 3) in paths
+
+
+def test_what_is_not_of_this_package_is_not_kept(folder: Path):
+    planner = TakeTurns(2)
+    assert kept_path("decode", (planner,), (tiny_model(),)) is None
+
+
+def test_nothing_is_kept_without_a_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DEFT_JAX_CACHE", "")
+    assert kept_path("decode", (ContinueAll(),), (tiny_model(),)) is None
