@@ -70,7 +70,7 @@ def test_other_shapes_and_steps_have_other_files(folder: Path):
 
 
 def test_what_is_not_of_this_package_is_not_kept(folder: Path):
-    planner = TakeTurns(2)
+    planner = TakeTurns(n=2)
     assert kept_path("decode", (planner,), (tiny_model(),)) is None
 
 
