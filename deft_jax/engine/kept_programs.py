@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Hashable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,14 @@ def _surroundings() -> str:
 
 
 def _source_folders() -> list[Path]:
-    """Return the folders of what is traced: this package, its models and kernels."""
-    import deft_jax.models
-    import deft_jax.pallas_kernels
+    """Return the folders of what is traced: this package, its models and kernels.
 
-    packages = (deft_jax, deft_jax.models, deft_jax.pallas_kernels)
-    return [Path(package.__file__ or "").parent for package in packages]
+    In an editable installation the last two lie elsewhere.
+    """
+    specs = (
+        find_spec(f"deft_jax{part}") for part in ("", ".models", ".pallas_kernels")
+    )
+    return [Path(spec.origin).parent for spec in specs if spec and spec.origin]
 
 
 def _processor_flags() -> str:
