@@ -31,7 +31,7 @@ ENTRY = re.compile(r"^( *)[\w*`., ]+(?: \([^)]*\))?: (.*)$")
 
 def documented(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
     """Yield every definition with its docstring, the module too."""
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
         if isinstance(node, kinds) and (text := ast.get_docstring(node)):
             yield node, text

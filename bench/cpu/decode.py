@@ -136,7 +136,9 @@ def measure(
     trees = [call() for _ in range(repeats)]
     prefill_s = statistics.median(tree.prefill_s for tree in trees)
     decode_s = statistics.median(tree.decode_s for tree in trees)
-    weights = sum(w.size for layer in engine.model.layers for w in _matrices(layer))
+    model = engine.model
+    assert isinstance(model, Llama)
+    weights = sum(w.size for layer in model.layers for w in _matrices(layer))
     prefill_gflops = 2 * len(prompt) * weights / prefill_s / 1e9
     step_ms = decode_s / NEW_TOKENS * 1e3
     return {

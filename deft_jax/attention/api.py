@@ -72,15 +72,19 @@ def tree_attention(
 
 def _attend_on_hopper(q, k_pages, v_pages, grouping, spec):
     workers = num_multiprocessors(device_of(q, k_pages))
-    arrays = _without_gradient(q, k_pages, v_pages)
-    return tree_attention_mosaic(*arrays, grouping, spec, num_workers=workers)
+    q, k_pages, v_pages = _without_gradient(q, k_pages, v_pages)
+    return tree_attention_mosaic(
+        q, k_pages, v_pages, grouping, spec, num_workers=workers
+    )
 
 
 def _attend_portably(q, k_pages, v_pages, grouping, spec):
     device = device_of(q, k_pages)
     bulk, workers = has_bulk_copies(device), num_multiprocessors(device)
-    arrays = _without_gradient(q, k_pages, v_pages)
-    return tree_attention_mma(*arrays, grouping, spec, bulk=bulk, num_workers=workers)
+    q, k_pages, v_pages = _without_gradient(q, k_pages, v_pages)
+    return tree_attention_mma(
+        q, k_pages, v_pages, grouping, spec, bulk=bulk, num_workers=workers
+    )
 
 
 @jax.custom_jvp
@@ -155,7 +159,7 @@ def _check_options(head_dim: int, scale, window, soft_cap) -> AttentionSpec:
     for name, value in (("scale", scale), ("soft_cap", soft_cap)):
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        if not _is_number(value):
             raise ValueError(f"{name} must be a number above 0 or None, got {value!r}")
         if not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
@@ -166,3 +170,7 @@ def _check_options(head_dim: int, scale, window, soft_cap) -> AttentionSpec:
         window=window,
         soft_cap=None if soft_cap is None else float(soft_cap),
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

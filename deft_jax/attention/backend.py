@@ -12,7 +12,7 @@ import warnings
 import jax
 
 from deft_jax.attention import device as devices
-from deft_jax.attention.device import HOPPER, device_of
+from deft_jax.attention.device import HOPPER, Device, device_of
 from deft_jax.attention.hopper import unsupported
 from deft_jax.attention.names import IMPLEMENTATIONS
 
@@ -42,9 +42,7 @@ class Backend(enum.Enum):
         return "mosaic_gpu" if kernels else self.value
 
 
-def device_backend(
-    implementation: str | None, device: jax.Device | None = None
-) -> Backend:
+def device_backend(implementation: str | None, device: Device | None = None) -> Backend:
     """Return what an implementation means on a device, whatever the arrays.
 
     Args:
@@ -107,7 +105,7 @@ def choose_backend(implementation: str | None, q: Shaped, k_pages: Shaped) -> Ba
     return backend
 
 
-def _too_short(q: Shaped, k_pages: Shaped, device: jax.Device) -> str | None:
+def _too_short(q: Shaped, k_pages: Shaped, device: Device) -> str | None:
     """Say why the pages are too short for a device without bulk copies, if they are.
 
     It moves 80 elements of 32 tokens at a time.

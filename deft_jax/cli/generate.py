@@ -144,8 +144,12 @@ def _sampling(options: argparse.Namespace) -> "deft_jax.Sampling":
     return deft_jax.Sampling(**values)
 
 
-def _open(options: argparse.Namespace) -> "deft_jax.models.load.OpenedModel":
-    """Open the model and read its tokenizer, but no weights."""
+def _open(options: argparse.Namespace) -> Any:
+    """Open the model and read its tokenizer, but no weights.
+
+    Returns:
+        An `OpenedModel` of `deft_jax.models.load`; importing its class imports JAX.
+    """
     from deft_jax.cli.device import check_implementation, default_dtype, start_backend
     from deft_jax.engine.compilation_cache import enable_compilation_cache
 
@@ -166,10 +170,17 @@ def _open(options: argparse.Namespace) -> "deft_jax.models.load.OpenedModel":
 def _capacity(
     options: argparse.Namespace,
     encoded: Sequence[Any],
-    opened: "deft_jax.models.load.OpenedModel",
+    opened: Any,
     strategy: "deft_jax.BestOfN",
 ) -> "deft_jax.Capacity | None":
-    """Return the capacity that the options ask for, None to let the engine choose."""
+    """Return the capacity that the options ask for, None to let the engine choose.
+
+    Args:
+        options: what the command line asks for.
+        encoded: the prompts, as text or as tokens.
+        opened: the `OpenedModel` that `_open` returns.
+        strategy: decides about the branches.
+    """
     if options.max_context is None and options.page_size is None:
         return None
     from deft_jax.capacity import DEFAULT_PAGE_SIZE

@@ -84,12 +84,12 @@ class Compilations:
             self._reading.add(threading.get_ident())
         self.kept |= event == _KEPT
 
-    def on_duration(self, event: str, duration: float, **_: str | int) -> None:
+    def on_duration(self, event: str, duration_secs: float, **_: str | int) -> None:
         """Count the program that is ready, unless it was read from a cache."""
         if event == _COMPILED:
             thread = threading.get_ident()
             if thread not in self._reading:
-                self.seconds += duration
+                self.seconds += duration_secs
                 self.threads.add(thread)
             self._reading.discard(thread)
 

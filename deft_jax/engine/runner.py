@@ -43,10 +43,13 @@ differently: near ties, a token may differ from what the same model gives elsewh
 PREFILL = "prefill"
 """Key of the step that reads prompts; a decode step is known by its planner."""
 
-_PREFILL = {"static_argnames": "method", "donate_argnames": "state"}
+_PREFILL: dict[str, Any] = {"static_argnames": "method", "donate_argnames": "state"}
 run_prefill = jax.jit(prefill, **_PREFILL)
 
-_DECODE = {"static_argnames": ("planner", "method"), "donate_argnames": "state"}
+_DECODE: dict[str, Any] = {
+    "static_argnames": ("planner", "method"),
+    "donate_argnames": "state",
+}
 run_decode = jax.jit(decode, **_DECODE)
 run_decode_on_gpu = jax.jit(decode, **_DECODE, compiler_options=GPU_OPTIONS)
 

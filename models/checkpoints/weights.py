@@ -49,7 +49,7 @@ def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """
     E, F, D = config.hidden_size, config.mlp_size, config.head_dim
     H, K = config.num_q_heads, config.num_kv_heads
-    layer = {
+    layer: dict[str, tuple[int, ...]] = {
         "qkv": (E, (H + 2 * K) * D),
         "out": (H * D, E),
         "gate_up": (E, 2 * F),

@@ -72,11 +72,11 @@ def append_heads(
         first_k = arith.addi(first_kv, i32(num_q_heads))
         first_v = arith.addi(first_k, i32(num_kv_heads))
 
-        def parts(first, heads):
+        def load_parts(first, heads):
             return list(_load(source, first, heads, half))
 
-        queries = parts(first_q, num_kv * num_each)
-        keys, values = parts(first_k, num_kv), parts(first_v, num_kv)
+        queries = load_parts(first_q, num_kv * num_each)
+        keys, values = load_parts(first_k, num_kv), load_parts(first_v, num_kv)
         tables = [
             [[load(x, [part.at[0]], PAIRS) for x in (cos, sin)] for part in parts]
             for parts in (queries, keys)
@@ -102,7 +102,7 @@ def append_heads(
                 _store(target, first_kv, part, spoilt, part.head, 0.0, is_stored)
 
     refs = row, *scratch, source, *angles, *targets
-    append(*refs, first_q, first_kv, stored)  # pyright: ignore[reportCallIssue]
+    append(*refs, first_q, first_kv, stored)
 
 
 def _load(source, first, heads: int, half: int) -> Iterator[_Part]:
@@ -116,9 +116,8 @@ def _load(source, first, heads: int, half: int) -> Iterator[_Part]:
         low = arith.muli(part, i32(PAIRS))
         at = low, arith.addi(low, i32(half))
         row = arith.addi(first, head)
-        yield _Part(
-            head, at, *(widen(load(source, [row, x], PAIRS)) for x in at), inside
-        )
+        first_half, second_half = (widen(load(source, [row, x], PAIRS)) for x in at)
+        yield _Part(head, at, first_half, second_half, inside)
 
 
 def _map(part: _Part, function) -> _Part:

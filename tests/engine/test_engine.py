@@ -170,11 +170,13 @@ BAD_VALUES = {
         tiny_engine().generate(PROMPT, sampling={"temperature": 1})  # type: ignore
     ),
     "capacity must be a deft_jax.Capacity, got 64": lambda: Engine(
-        tiny_engine().model, AsciiTokenizer(), capacity=64
-    ),  # type: ignore
+        tiny_engine().model,
+        AsciiTokenizer(),
+        capacity=64,  # pyright: ignore[reportArgumentType]
+    ),
     "capacity: page_size must be an integer, got 2.5": lambda: dataclasses.replace(
         CAPACITY, page_size=2.5
-    ),  # type: ignore
+    ),
     "capacity: rows must be an integer, got True": lambda: dataclasses.replace(
         CAPACITY, rows=True
     ),

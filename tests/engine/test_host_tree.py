@@ -215,6 +215,7 @@ def test_a_special_token_as_a_stop_string_ends_the_branch():
 
     tree = HostTree(0, [7], "", Special(), ("<|end|>",))
     child = tree.branch(ROOT)
-    assert grow(tree, child, AB, EOS[1])[-1].finish_reason == "stop"
+    event = grow(tree, child, AB, EOS[1])[-1]
+    assert event is not None and event.finish_reason == "stop"
     assert text(tree, child) == "ab"
     assert tree.grow(child, AB, -1.0, None) is None

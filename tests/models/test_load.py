@@ -219,6 +219,7 @@ def test_a_bias_beside_one_that_is_absent_is_zero(tmp_path: Path):
     model, _ = load_model(path)
     assert model.config.biases == biases
     layer = model.layers[4]
+    assert layer.qkv_bias is not None and layer.down_bias is not None
     k_bias = weights["model.layers.4.self_attn.k_proj.bias"]
     expected = np.concatenate([np.zeros(256), k_bias, np.zeros(128)])
     np.testing.assert_array_equal(layer.qkv_bias[...], expected)

@@ -458,7 +458,7 @@ def test_llama3_follows_the_reference_formula(name):
     config = SHAPES[name]
     scaling = config.rope_scaling
     plain = replace(config, rope_scaling=None).inverse_frequencies()
-    assert scaling is not None
+    assert isinstance(scaling, Llama3Scaling)
     expected = []
     for frequency in plain.tolist():
         wavelength = 2 * math.pi / frequency

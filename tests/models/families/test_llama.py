@@ -197,6 +197,7 @@ def test_one_row_converts_no_bfloat16_weight_as_a_whole_on_a_cpu():
     model = Llama.random(SHAPES["tiny"], seed=0, dtype=jnp.bfloat16)
     step = jax.jit(lambda model, tokens: dense_logits(model, tokens))
     program = step.lower(model, jnp.zeros(1, jnp.int32)).compile().as_text()
+    assert program is not None
     shapes = {leaf.shape for leaf in jax.tree.leaves(model) if leaf.ndim == 2}
     for rows, columns in shapes:
         assert f"bf16[{rows},{columns}]" in program

@@ -24,7 +24,7 @@ def poisoned(case: Case, args: Inputs) -> tuple[jax.Array, jax.Array]:
 
 def seen_slots(grouping: Grouping, window: int | None) -> np.ndarray:
     """Return [M, P] bool: whether any live query sees the token of each slot."""
-    rank = np.arange(grouping.num_live)
+    rank = np.arange(int(grouping.num_live))
     first, end, position = (
         np.asarray(x)[..., None]
         for x in (grouping.slot_first, grouping.slot_end, grouping.slot_position)
