@@ -164,9 +164,8 @@ class Consumer:
         if spec.soft_cap is not None:
             logits = jnp.tanh(logits * (spec.scale / spec.soft_cap))
             factor = spec.soft_cap * LOG2E
-        unseen = None
         if mask_slot is not None:
-            seen, unseen = self._sees(rows, mask_slot)
+            seen = self._sees(rows, mask_slot)
             logits = jnp.where(seen, logits * factor, HIDDEN)
             factor = 1.0
         peak = jnp.maximum(state.peak, logits.max(axis=1) * factor)
@@ -176,7 +175,7 @@ class Consumer:
         weights = weights.astype(jnp.dtype(spec.dtype))
         out = state.out * TILE.across_rows(fade, spec.head_dim)
         self.values.wait_full(slot)
-        values = self._shielded(slot, unseen)
+        values = self._shielded(slot, mask_slot)
 
         def accumulate(out):
             plgpu.wgmma(out, weights, values)
@@ -185,45 +184,40 @@ class Consumer:
         self.values.release(slot)
         return State(out, peak, total)
 
+    def _mask(self, mask_slot, index: int):
+        """Return a field [BN] of the masks of a block, in the layout of columns."""
+        ref = self.masks.buffer.at[mask_slot, :, index]
+        value = plgpu.load(ref, layout=TILE.column, optimized=False)
+        return value.reshape((self.spec.config.block_tokens,))
+
     def _sees(self, rows, mask_slot):
-        """Return [64, BN] bool, true where the row sees the token, and the unseen."""
-        spec = self.spec
+        """Return [64, BN] bool, true where the row sees the token."""
         self.masks.wait_full(mask_slot)
-
-        def field(index):
-            ref = self.masks.buffer.at[mask_slot, :, index]
-            value = plgpu.load(ref, layout=TILE.column, optimized=False)
-            return value.reshape((spec.config.block_tokens,))
-
-        unseen = None
-        if not self.interpreted:
-            # Before the ranks are in registers, for all of these are in use then.
-            ref = self.masks.buffer.at[mask_slot, :, 0]
-            unseen = find_unseen(ref, self._transforms)
-        ranks, back = field(0), None
-        if spec.window is not None:
+        ranks, back = self._mask(mask_slot, 0), None
+        if self.spec.window is not None:
             back = TILE.across_rows(rows.positions, ranks.shape[0])
-            back -= TILE.across_columns(field(1))
-        seen = sees(TILE, spec, ranks, rows.first, back)
-        if self.interpreted:
-            unseen = (ranks & 0xFFFF) >= lax.shift_right_logical(ranks, 16)
-            plgpu.commit_smem()
-        else:
-            unseen = tell_unseen(unseen)
-        self.masks.release(mask_slot)
-        return seen, unseen
+            back -= TILE.across_columns(self._mask(mask_slot, 1))
+        return sees(TILE, self.spec, ranks, rows.first, back)
 
-    def _shielded(self, slot, unseen):
+    def _shielded(self, slot, mask_slot):
         """Return the values of a stage, with zeros for tokens that nobody sees.
 
         A block that every row sees whole has no such token. Both warpgroups store the
-        zeros: to wait for each other would take longer.
+        zeros: to wait for each other would take longer. The masks are read for it here,
+        and released: while there are logits, no register is left for what is unseen.
         """
         values = self.values.buffer.at[slot]
-        if unseen is None:
+        if mask_slot is None:
             return values
         if self.interpreted:
+            ranks = self._mask(mask_slot, 0)
+            unseen = (ranks & 0xFFFF) >= lax.shift_right_logical(ranks, 16)
+            plgpu.commit_smem()
+            self.masks.release(mask_slot)
             return jnp.where(unseen[:, None], 0, values[...])
+        masks = self.masks.buffer.at[mask_slot, :, 0]
+        unseen = tell_unseen(find_unseen(masks, self._transforms))
+        self.masks.release(mask_slot)
         zero_unseen(values, unseen, self._transforms)
         return values
 

@@ -191,5 +191,9 @@ def _row_items(tokens: int, parts: int) -> Iterator[tuple]:
 
     With 64 tokens in 2 parts, thread 0 has part 0 of token 0, thread 64 part 1 of it.
     """
-    for item, _ in items(tokens * parts):
+    # Read anew each time: an index that is kept takes a register from the logits.
+    index = ir.IntegerType.get_signless(32)
+    read = "mov.u32 $0, %tid.x;"
+    thread = llvm.inline_asm(index, [], read, "=r", has_side_effects=True)
+    for item, _ in items(tokens * parts, thread):
         yield arith.remui(item, i32(tokens)), arith.divui(item, i32(tokens))

@@ -57,17 +57,22 @@ def _sum(value, scratch):
     return total
 
 
-def items(count: int) -> Iterator[tuple]:
+def items(count: int, thread=None) -> Iterator[tuple]:
     """Yield the items of `count` that a thread has; neighbours go to neighbours.
 
     Of 130 items thread 0 has 0 and 128, thread 1 has 1 and 129, thread 2 has 2 and, not
     its own, 129.
 
+    Args:
+        count: number of items.
+        thread: i32, the thread's index in its block; read here if None.
+
     Yields:
         An i32 item, and whether it is the thread's own, None if it surely is; a thread
         without one is given the last.
     """
-    thread = arith.remui(utils.thread_idx(), i32(WARPGROUP_THREADS))
+    thread = utils.thread_idx() if thread is None else thread
+    thread = arith.remui(thread, i32(WARPGROUP_THREADS))
     for begin in range(0, count, WARPGROUP_THREADS):
         item = arith.addi(thread, i32(begin))
         if begin + WARPGROUP_THREADS <= count:
