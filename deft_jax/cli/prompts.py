@@ -20,6 +20,8 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     if options.prompt is not None:
         for index, text in enumerate(options.prompt):
             _check_utf8(text, index, len(options.prompt))
+            if not text:
+                raise DeftError("--prompt: expected a text, got an empty prompt")
         return options.prompt
     if options.prompt_file is not None:
         name, content = options.prompt_file, Path(options.prompt_file).read_bytes()

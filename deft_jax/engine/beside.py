@@ -8,7 +8,8 @@ from concurrent.futures import Future
 def run_beside[T](call: Callable[[], T]) -> Future[T]:
     """Begin a call on a thread of its own; its result or exception is in the future.
 
-    The process does not wait for it to end.
+    At its end the process waits for the thread: one that is inside XLA then would crash
+    it. A command that does not want to wait ends with `os._exit`.
     """
     future: Future[T] = Future()
 
@@ -18,5 +19,5 @@ def run_beside[T](call: Callable[[], T]) -> Future[T]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run).start()
     return future

@@ -153,6 +153,9 @@ class Engine:
         if not self._fixed:
             self._grow(requests, strategy)
         assert self.capacity is not None
+        for request in requests:
+            request.check(self.capacity)
+        self.runner.check(self.capacity)
         scheduler = Scheduler(requests, self.capacity)
         eos = self.tokenizer.eos_token_ids
         self.runner.compile_ahead(
@@ -164,12 +167,16 @@ class Engine:
 
     @property
     def model(self) -> Model:
-        """The network."""
+        """The network.
+
+        Another one of the same shapes, such as loaded weights in place of their shapes,
+        runs the programs that are there.
+        """
         return self.runner.model
 
     @model.setter
     def model(self, model: Model) -> None:
-        self.runner.model = model
+        self.runner.replace_model(model)
 
     def _requests(
         self, prompts: Prompt | Sequence[Prompt], strategy: Strategy, sampling: Sampling

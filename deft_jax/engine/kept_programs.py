@@ -121,9 +121,10 @@ def compile_to_keep(
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another process may write or read the same file: it appears at once.
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(payload).digest() + payload)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder, path.name)
+            written.write_bytes(hashlib.sha256(payload).digest() + payload)
+            os.replace(written, path)
     return program
 
 

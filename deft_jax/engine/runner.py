@@ -95,13 +95,29 @@ class Runner:
             self.reset()
         self.capacity = capacity
         if self._state is None:
-            check_memory(self.model.config, self.model.dtype, capacity)
+            self.check(capacity)
             self._state = self.create_state(capacity)
         # Donated with the state, so that no array may be there twice or be kept.
         planner_state = jax.tree.map(
             lambda array: jnp.array(array, copy=True), planner.init(capacity)
         )
         self._state = dataclasses.replace(self._state, planner=planner_state)
+
+    def replace_model(self, model: Model) -> None:
+        """Take another network; one of other shapes needs other programs and state."""
+        if _shapes(model) != _shapes(self.model):
+            self.reset()
+            self.ahead = Programs()
+        self.model = model
+
+    def check(self, capacity: Capacity) -> None:
+        """Check that the device has the memory for a new state of a capacity.
+
+        Raises:
+            CapacityError: it has not; the message gives the numbers.
+        """
+        config, dtype = self.model.config, self.model.dtype
+        check_memory(config, dtype, capacity, self._to_come())
 
     def fits(self, capacity: Capacity) -> bool:
         """Say whether the device has the memory for a new state of a capacity."""
@@ -167,12 +183,8 @@ class Runner:
             table: any table of the shapes to come.
             chunk: any chunk of the shapes to come.
             planner: what decides on the device.
-
-        Raises:
-            CapacityError: the device has too little memory for the state.
         """
         self.capacity = capacity
-        check_memory(self.model.config, self.model.dtype, capacity, self._to_come())
         state = jax.eval_shape(lambda: self.create_state(capacity))
         self._start(PREFILL, None, run_prefill, (self.model, state, chunk))
         planner_state = jax.eval_shape(lambda: planner.init(capacity))
@@ -223,3 +235,9 @@ class Runner:
     def has_made(self, step: str, planner: Any = None) -> bool:
         """Say whether a step was run for the present capacity and a planner."""
         return (step, self.capacity, planner) in self._compiled
+
+
+def _shapes(model: Model) -> tuple:
+    """Return what programs depend on of a network: its structure, shapes and dtypes."""
+    leaves, tree = jax.tree.flatten(model)
+    return tree, [(x.shape, x.dtype) for x in leaves]

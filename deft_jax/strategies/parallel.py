@@ -14,8 +14,11 @@ from deft_jax.strategies.protocol import Plan, View
 LARGEST = 2**31 - 1
 """Largest number of branches that rows of int32 could count."""
 
-LAST_NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)(?!.*\d)"
-"""Default answer pattern of self-consistency: the last number of the text."""
+LAST_NUMBER = r"((?:(?<!\d)-)?\d+(?:,\d+)*(?:\.\d+)?)(?!.*\d)"
+"""Default answer pattern of self-consistency: the last number of the text.
+
+"so it is 1,250, I think" -> 1,250;  "3-5" -> 5;  "it fell to -5." -> -5
+"""
 
 
 @dataclasses.dataclass(frozen=True)

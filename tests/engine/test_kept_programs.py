@@ -1,14 +1,19 @@
 """Programs that are kept in files: the same tokens, or none at all."""
 
+import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
 import jax
 import pytest
+from flax import nnx
 
 from deft_jax.engine import kept_programs
 from deft_jax.engine.engine import Engine
 from deft_jax.engine.kept_programs import kept_path
+from deft_jax.errors import CapacityError
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN, ContinueAll
 from tests.support.strategies.take_turns import TakeTurns
@@ -77,3 +82,36 @@ def test_what_is_not_of_this_package_is_not_kept(folder: Path):
 def test_nothing_is_kept_without_a_folder(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DEFT_JAX_CACHE", "")
     assert kept_path("decode", (ContinueAll(),), (tiny_model(),)) is None
+
+
+def test_a_process_may_end_while_it_compiles(tmp_path: Path):
+    code = (
+        "from deft_jax import BestOfN, Engine, Sampling\n"
+        "from tests.support.tiny_model import AsciiTokenizer, tiny_model\n"
+        "engine = Engine(tiny_model(), AsciiTokenizer())\n"
+        "engine.compile_ahead('hello', BestOfN(24), Sampling(max_new_tokens=9))\n"
+    )
+    environment = os.environ | {"DEFT_JAX_CACHE": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root)
+    assert ended.returncode == 0
+
+
+def test_too_many_branches_are_refused_before_anything_is_made():
+    engine = Engine(tiny_model(), AsciiTokenizer())
+    with pytest.raises(CapacityError, match="GiB"):
+        engine.compile_ahead("hello", BestOfN(10**9), GREEDY)
+
+
+def test_another_network_takes_programs_of_its_own():
+    engine = Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY)
+    engine.compile_ahead("Hello", BestOfN(2), GREEDY)
+    graph, state = nnx.split(tiny_model())
+    narrow = jax.tree.map(lambda x: x.astype("bfloat16"), state)
+    engine.model = nnx.merge(graph, narrow)
+    [tree] = engine.generate("Hello", BestOfN(2), GREEDY)
+    assert len(tree.best().tokens) == 6 and engine.state.hidden.dtype == "bfloat16"
+    engine.model = tiny_model()
+    [tree] = engine.generate("Hello", BestOfN(2), GREEDY)
+    assert tree.best().tokens == decode_alone("Hello", GREEDY).tokens

@@ -36,6 +36,10 @@ def conclude(*texts, logprobs=None, **fields):
         ("3.14", "3.14"),
         ("no digits", None),
         ("", None),
+        ("I compute 17+25, when asked", "25"),
+        ("between 3-5", "5"),
+        ("it fell to -5.", "-5"),
+        ("about 1,250, I think", "1250"),
     ],
 )
 def test_the_default_answer_is_the_last_number(text, answer):
