@@ -108,7 +108,7 @@ class _CheckedPlanner:
     """A planner that notes what is wrong with its plans; equal to itself alone.
 
     Attributes:
-        problems: what was wrong, in the order of the steps.
+        problems: what was wrong since `init`, in the order of the steps.
     """
 
     def __init__(self, planner: Planner):
@@ -121,7 +121,8 @@ class _CheckedPlanner:
         return self._planner.draft_depth
 
     def init(self, capacity: Capacity) -> Any:
-        """Return the planner's first state."""
+        """Return the planner's first state; what was wrong before is forgotten."""
+        self.problems.clear()
         return self._planner.init(capacity)
 
     def plan(self, state: Any, view: View) -> tuple[Any, Plan]:

@@ -24,6 +24,7 @@ from deft_jax.strategies import (
 from deft_jax.tree.appending import append
 from deft_jax.tree.branching import branch
 from deft_jax.tree.state import NO_NODE, Tree
+from tests.support.strategies.checked_cases import CheckedCases
 from tests.support.strategies.prompt_lookup import PromptLookup
 from tests.support.strategies.random_growth import RandomGrowth
 from tests.support.tiny_model import CAPACITY, tiny_engine
@@ -215,41 +216,55 @@ def test_wrong_shapes_are_refused(view, name, value, got):
     assert f"the plan's {name} {got}" == str(caught.value)
 
 
+MISTAKES = ("never finishes", "token", "accept", "source", "row", "far")
+
+
 @dataclasses.dataclass(frozen=True)
 class Careless(BestOfN):
     """Branches that go on with what the field `wrong` says; its own planner.
 
+    All planners are equal and find what goes wrong in their state, so that they share
+    a program.
+
     Attributes:
-        wrong: what goes wrong with the third token of row 0.
+        wrong: one of `MISTAKES`, what goes wrong with the third token of row 0.
         draft_depth: levels of rows.
     """
 
-    wrong: str = ""
+    wrong: str = dataclasses.field(default="far", compare=False)
     draft_depth: int = 1
 
     @property
     def planner(self) -> Any:
-        return self
+        return dataclasses.replace(self, n=1)
 
     def init(self, capacity):
-        return ()
+        return jnp.int32(MISTAKES.index(self.wrong))
 
     def plan(self, state, view: View):
         plan = Plan.continue_all(view)
         size = view.tree.num_nodes
-        if self.wrong == "never finishes":
-            return state, dataclasses.replace(plan, finish=plan.finish * 0 + RUNNING)
-        bad = {
+        values = {
+            "token": 10**6,
+            "accept": size + 3,
             "source": jnp.argmin(view.tree.live).astype(jnp.int32),
             "row": size + 9,
             "far": 10**6,
-            "token": 10**6,
-            "accept": size + 3,
-        }[self.wrong]
-        name = self.wrong if self.wrong in ("token", "accept") else "source"
+        }
+        finish = jnp.where(state == 0, RUNNING, plan.finish)
+        plan = dataclasses.replace(plan, finish=finish)
         third = (view.number == 0) & (view.generated == 2) & view.is_live
-        value = jnp.where(third, bad, getattr(plan, name))
-        return state, dataclasses.replace(plan, **{name: value})
+        for mistake, bad in values.items():
+            name = mistake if mistake in ("token", "accept") else "source"
+            is_bad = third & (state == MISTAKES.index(mistake))
+            value = jnp.where(is_bad, bad, getattr(plan, name))
+            plan = dataclasses.replace(plan, **{name: value})
+        return state, plan
+
+
+@pytest.fixture(scope="module")
+def checked_cases() -> CheckedCases:
+    return CheckedCases(Careless(2))
 
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=8, ignore_eos=True)
@@ -287,10 +302,11 @@ def test_no_branch_exceeds_its_limit():
         ("never finishes", "row 0 goes on with 6 of 6 tokens; finish must be 2"),
     ],
 )
-def test_a_checked_strategy_raises_what_was_wrong_first(wrong, message):
+def test_a_checked_strategy_raises_what_was_wrong_first(wrong, message, checked_cases):
     sampling = dataclasses.replace(GREEDY, max_new_tokens=6)
     with pytest.raises(DeftError, match=message) as caught:
-        tiny_engine().generate("Hello", checked(Careless(2, wrong)), sampling)
+        strategy = checked_cases.take(Careless(2, wrong))
+        tiny_engine().generate("Hello", strategy, sampling)
     assert "\n" not in str(caught.value)
 
 
