@@ -9,10 +9,10 @@ from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
 from deft_jax.errors import DeftError
 from deft_jax.sampling.params import Sampling
-from deft_jax.strategies.check_plan import checked
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.strategies.protocol import RUNNING, Plan, View
 from tests.support.bench.replay_engines import TightEngine
+from tests.support.strategies.checked_cases import CheckedCases
 from tests.support.strategies.common import Example
 from tests.support.tiny_model import (
     CAPACITY,
@@ -86,7 +86,8 @@ def test_a_prompt_that_does_not_fit_waits_instead_of_losing_tokens():
 
 def test_a_pool_that_runs_out_while_it_decodes_loses_no_prompt_token():
     """All three start at once and end when the second has taken what was left."""
-    trees = sprawling_engine(pages=26).generate(PROMPTS, Sprawl(stop_after=12), GREEDY)
+    engine = TightEngine(CAPACITY, pages=26, nodes=64)
+    trees = engine.generate(PROMPTS, Sprawl(stop_after=12), GREEDY)
     for prompt, tree in zip(PROMPTS, trees, strict=True):
         tokens = tokens_of(tree)
         assert 0 < len(tokens) < 13
@@ -110,29 +111,44 @@ def test_a_prompt_that_does_not_fit_an_empty_pool_ends_alone():
     assert not engine.state.tree.live.any()
 
 
+FIELDS = ("finish", "token", "source")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wrong(Example):
     """Parallel sampling with one field of each plan changed from the third step on.
 
+    All are equal and find what to change in their state, so that they share a program.
+
     Attributes:
-        field: of the plan.
+        rows: branches per request.
+        nodes: the branches and the prompt.
+        field: one of `FIELDS` of the plan.
         value: for all rows.
     """
 
-    rows: int = 2
-    nodes: int = 3
-    field: str
-    value: int
+    rows: int = dataclasses.field(default=2, compare=False)
+    nodes: int = dataclasses.field(default=3, compare=False)
+    field: str = dataclasses.field(compare=False)
+    value: int = dataclasses.field(compare=False)
 
     def init(self, capacity: Capacity):
-        return jnp.int32(0)
+        return jnp.array([0, FIELDS.index(self.field), self.value], jnp.int32)
 
     def plan(self, state, view: View):
+        step, field, value = state
         plan = Plan.continue_all(view)
-        old = getattr(plan, self.field)
-        new = jnp.where(plan.source >= 0, self.value, old)
-        changed = jnp.where(state >= 2, new, old)
-        return state + 1, dataclasses.replace(plan, **{self.field: changed})
+        is_wrong = (step >= 2) & (plan.source >= 0)
+        changes = {
+            name: jnp.where(is_wrong & (field == at), value, getattr(plan, name))
+            for at, name in enumerate(FIELDS)
+        }
+        return state.at[0].add(1), dataclasses.replace(plan, **changes)
+
+
+@pytest.fixture(scope="module")
+def checked_cases() -> CheckedCases:
+    return CheckedCases(Wrong(field="token", value=0))
 
 
 def assert_usable():
@@ -167,21 +183,21 @@ def assert_left_out(strategy: Wrong):
 
 
 @pytest.mark.parametrize("token", [CONFIG.vocab_size, 10**6, -1])
-def test_a_token_outside_the_vocabulary_is_left_out(token):
+def test_a_token_outside_the_vocabulary_is_left_out(token, checked_cases):
     strategy = Wrong(field="token", value=token)
     assert_left_out(strategy)
     with pytest.raises(DeftError, match=f"token {token}; the vocabulary has 0 to 127"):
-        tiny_engine().generate("Hello", checked(strategy), GREEDY)
+        tiny_engine().generate("Hello", checked_cases.take(strategy), GREEDY)
     assert_usable()
 
 
 @pytest.mark.parametrize(
     "source", [7, CAPACITY.nodes - 1, CAPACITY.nodes + 1, CAPACITY.nodes + 99, 10**6]
 )
-def test_a_source_that_is_not_there_is_left_out(source):
+def test_a_source_that_is_not_there_is_left_out(source, checked_cases):
     strategy = Wrong(field="source", value=source)
     assert_left_out(strategy)
     with pytest.raises(DeftError, match="row 0 continues|both grow node") as error:
-        tiny_engine().generate("Hello", checked(strategy), GREEDY)
+        tiny_engine().generate("Hello", checked_cases.take(strategy), GREEDY)
     assert "\n" not in str(error.value)
     assert_usable()

@@ -1,14 +1,14 @@
 """Many wrong planners, checked by one compiled program."""
 
-from typing import Any
+from typing import Any, Self
 
 from deft_jax.capacity import Capacity
+from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.strategies.check_plan import checked
 from deft_jax.strategies.protocol import Plan, Planner, Strategy, View
-from tests.support.strategies.common import Example
 
 
-class CheckedCases(Example):
+class CheckedCases:
     """Strategies whose equal planners differ in their first state alone.
 
     `checked` compiles anew for every strategy that it is given. It is given this one,
@@ -27,6 +27,14 @@ class CheckedCases(Example):
         return self._checked
 
     @property
+    def planner(self) -> Self:
+        return self
+
+    @property
+    def draft_depth(self) -> int:
+        return self._traced.draft_depth
+
+    @property
     def rows(self) -> int:
         return self._case.rows
 
@@ -39,3 +47,6 @@ class CheckedCases(Example):
 
     def plan(self, state: Any, view: View) -> tuple[Any, Plan]:
         return self._traced.plan(state, view)
+
+    def conclude(self, tree: GenerationTree) -> GenerationTree:
+        return self._case.conclude(tree)
