@@ -1,10 +1,12 @@
 """Programs that are kept in files: the same tokens, or none at all."""
 
 import os
+import shutil
 import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -24,10 +26,8 @@ GREEDY = Sampling(temperature=0.0, max_new_tokens=6, ignore_eos=True)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty folder for programs that JAX's own cache has never seen."""
+    """Return an empty folder for programs."""
     monkeypatch.setenv("DEFT_JAX_CACHE", str(tmp_path))
-    this_run = str(uuid.uuid4())
-    monkeypatch.setattr(kept_programs, "_surroundings", lambda: this_run)
     return tmp_path
 
 
@@ -39,11 +39,43 @@ def generate(prompt: str = "Hello") -> tuple[int, ...]:
     return tree.best().tokens
 
 
-def test_a_program_that_was_kept_gives_the_same_tokens(folder: Path, monkeypatch):
+class Kept(NamedTuple):
+    """What one process has compiled and kept.
+
+    Attributes:
+        folder: where the files are.
+        run: surroundings that no program in JAX's own cache has.
+        tokens: what the programs gave when they were compiled.
+    """
+
+    folder: Path
+    run: str
+    tokens: tuple[int, ...]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """Compile and keep both steps, once for the module."""
+    kept, run = tmp_path_factory.mktemp("kept"), str(uuid.uuid4())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEFT_JAX_CACHE", str(kept))
+        patch.setattr(kept_programs, "_surroundings", lambda: run)
+        return Kept(kept, run, generate())
+
+
+@pytest.fixture
+def kept(compiled: Kept, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """Copy what was kept to a folder of the test's own, where it is looked for."""
+    shutil.copytree(compiled.folder, folder, dirs_exist_ok=True)
+    monkeypatch.setattr(kept_programs, "_surroundings", lambda: compiled.run)
+    return compiled._replace(folder=folder)
+
+
+def test_a_program_that_was_kept_gives_the_same_tokens(kept: Kept, monkeypatch):
     expected = decode_alone("Hello", GREEDY).tokens
-    assert generate() == expected
-    kept = sorted(path.name.rsplit("-", 1)[0] for path in folder.iterdir())
-    assert kept == ["deft-jax-decode", "deft-jax-prefill"]
+    assert kept.tokens == expected
+    names = sorted(path.name.rsplit("-", 1)[0] for path in kept.folder.iterdir())
+    assert names == ["deft-jax-decode", "deft-jax-prefill"]
 
     def refuse(*arguments):
         raise AssertionError("a program was compiled that is in a file")
@@ -54,13 +86,12 @@ def test_a_program_that_was_kept_gives_the_same_tokens(folder: Path, monkeypatch
 
 
 @pytest.mark.parametrize("damage", [lambda kept: kept[:-9], lambda kept: b"", None])
-def test_a_damaged_file_is_compiled_anew(folder: Path, damage):
-    expected = generate()
-    for path in folder.iterdir():
-        kept = bytearray(path.read_bytes())
-        kept[len(kept) // 2] ^= 1
-        path.write_bytes(damage(bytes(kept)) if damage else bytes(kept))
-    assert generate() == expected
+def test_a_damaged_file_is_compiled_anew(kept: Kept, damage):
+    for path in kept.folder.iterdir():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(damage(bytes(content)) if damage else bytes(content))
+    assert generate() == kept.tokens
 
 
 def test_other_shapes_and_steps_have_other_files(folder: Path):
