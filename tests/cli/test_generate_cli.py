@@ -1,4 +1,8 @@
-"""The installed command with the real model: few processes, since each loads it."""
+"""The installed command with the real model: few processes, since each loads it.
+
+What the calls ask for has one of two capacities, so that the module compiles twice: one
+branch, or four, of one or two prompts, in 16 pages.
+"""
 
 import json
 import os
@@ -42,15 +46,15 @@ def generate(environment, *arguments, text=""):
 def test_json_holds_every_branch(environment):
     process = generate(
         environment,
-        *("--chat", "--prompt", QUESTION, "--n", "3", "--temperature", "0"),
+        *("--chat", "--prompt", QUESTION, "--n", "4", "--temperature", "0"),
         *("--max-new-tokens", "20", "--json"),
     )
     assert process.returncode == 0, process.stderr
     document = json.loads(process.stdout)
     (tree,) = document["results"]
-    assert [branch["text"] for branch in tree["branches"]] == [ANSWER] * 3
+    assert [branch["text"] for branch in tree["branches"]] == [ANSWER] * 4
     assert {branch["finish_reason"] for branch in tree["branches"]} == {"stop"}
-    assert [node["parent"] for node in tree["nodes"]] == [None, 0, 0, 0]
+    assert [node["parent"] for node in tree["nodes"]] == [None, 0, 0, 0, 0]
     stats = tree["stats"]
     token_bytes = stats["kv_bytes_read"] / stats["kv_tokens_read"]
     assert token_bytes == 2 * 3 * 64 * 30 * ITEMSIZE[document["dtype"]]
@@ -67,14 +71,14 @@ def test_file_holds_every_branch_in_full(environment, tmp_path):
     path = tmp_path / "tree.txt"
     process = generate(
         environment,
-        *("--prompt", "Once upon a time", "--n", "3", "--max-new-tokens", "100"),
+        *("--prompt", "Once upon a time", "--n", "4", "--max-new-tokens", "100"),
         *("--output", path),
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout == ""
     written = path.read_text()
     assert re.match(r"Once upon a time\n├─ 1 · \d+ tokens", written)
-    assert len(written) > 3 * 300  # Branches are shown in 240 cells otherwise.
+    assert len(written) > 4 * 300  # Branches are shown in 240 cells otherwise.
 
 
 def test_formatted_prompt_has_control_tokens(environment):
@@ -129,6 +133,19 @@ def test_prompts_vote_side_by_side(environment):
     assert "(2 of 2 votes)" in second
 
 
+def test_closed_standard_error_does_not_spoil_the_output(environment):
+    arguments = ("--prompt", "p", "--temperature", "0", "--n", "4")
+    process = subprocess.run(
+        ["sh", "-c", 'exec "$0" "$@" 2>&-', COMMAND, "generate", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=DEADLINE_S,
+    )
+    assert process.stdout.startswith("p\n├─ 1 ")
+
+
 def run_on_terminal(command, environment, marker, signals, hang_up=False):
     """Run on a pseudo terminal; send the signals once `marker` was written.
 
@@ -158,7 +175,7 @@ def run_on_terminal(command, environment, marker, signals, hang_up=False):
     return code, output.decode()
 
 
-STORY = ("--prompt", "Once upon a time", "--n", "3", "--max-new-tokens", "250")
+STORY = ("--prompt", "Once upon a time", "--n", "4", "--max-new-tokens", "190")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -173,7 +190,7 @@ def test_signal_on_a_terminal_keeps_what_there_is(environment, number):
     assert "stopping; press Ctrl-C again to abort" in output
     final = output[output.rindex("\x1b[?25h") :]
     assert "Once upon a time" in final
-    assert final.count("interrupted") == 3
+    assert final.count("interrupted") == 4
     assert "best branch" in final
     assert "Traceback" not in output
 
@@ -188,7 +205,7 @@ def test_terminal_that_goes_away_leaves_the_file(environment, tmp_path):
     )
     document = json.loads((tmp_path / "tree.json").read_text())
     (tree,) = document["results"]
-    assert [b["finish_reason"] for b in tree["branches"]] == ["interrupted"] * 3
+    assert [b["finish_reason"] for b in tree["branches"]] == ["interrupted"] * 4
     assert document["interrupted"] is True
     assert code in (2, 129)  # An error if the counters were being drawn.
 
