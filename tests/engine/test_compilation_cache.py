@@ -83,7 +83,7 @@ def test_the_function_is_public():
 
 
 LIBRARY_USE = """
-import jax, jax.numpy as jnp
+import dataclasses, jax, jax.numpy as jnp
 jnp.ones(3) + 1  # JAX compiles before the cache is enabled.
 import deft_jax
 deft_jax.enable_compilation_cache()
@@ -91,7 +91,8 @@ from deft_jax.engine.engine import Engine
 from deft_jax.models.config.config import SHAPES
 from deft_jax.models.families.llama import Llama
 from tests.support.tiny_model import AsciiTokenizer, CAPACITY, CONFIG
-engine = Engine(Llama.random(CONFIG, seed=1), AsciiTokenizer(), capacity=CAPACITY)
+config = dataclasses.replace(CONFIG, num_layers=1)
+engine = Engine(Llama.random(config, seed=1), AsciiTokenizer(), capacity=CAPACITY)
 def tell(status):
     if status.phase == "compile":
         print(status.message)
