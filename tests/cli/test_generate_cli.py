@@ -134,9 +134,18 @@ def test_prompts_vote_side_by_side(environment):
 
 
 def test_closed_standard_error_does_not_spoil_the_output(environment):
-    arguments = ("--prompt", "p", "--temperature", "0", "--n", "4")
+    branches = ("--temperature", "0", "--n", "4", "--max-new-tokens", "8")
     process = subprocess.run(
-        ["sh", "-c", 'exec "$0" "$@" 2>&-', COMMAND, "generate", *arguments],
+        [
+            "sh",
+            "-c",
+            'exec "$0" "$@" 2>&-',
+            COMMAND,
+            "generate",
+            "--prompt",
+            "p",
+            *branches,
+        ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
