@@ -234,7 +234,7 @@ def measure(
 
 
 def _wall_us(call: Callable[[], jax.Array]) -> float:
-    """Median wall time of a call, after one to warm up."""
+    """Return the median wall time of a call in microseconds, after one to warm up."""
     call().block_until_ready()
     times = []
     for _ in range(LOOP_REPEATS):

@@ -161,7 +161,7 @@ def _matrices(layer) -> list[jax.Array]:
 
 @jax.jit
 def _chain(x: jax.Array, layers: list[list[jax.Array]], head: jax.Array | None):
-    """X [rows, E] through every product of the network, with nothing in between."""
+    """Send x [rows, E] through every product of the network and nothing else."""
     for qkv, out, gate_up, down in layers:
         x = (x @ qkv)[:, : out.shape[0]] @ out
         x = (x @ gate_up)[:, : down.shape[0]] @ down
@@ -169,7 +169,7 @@ def _chain(x: jax.Array, layers: list[list[jax.Array]], head: jax.Array | None):
 
 
 def _time(call: Callable[[], jax.Array], repeats: int) -> float:
-    """Median seconds of a call, after one to warm up."""
+    """Return the median seconds of a call, after one to warm up."""
     call().block_until_ready()
     times = []
     for _ in range(repeats):

@@ -47,7 +47,7 @@ class StepWork:
     flops: np.ndarray
 
     def roofline_ms(self, rates: Rates) -> float:
-        """Least time of a step, the mean over the steps."""
+        """Return the least time of a step, the mean over the steps."""
         read = (self.weight_bytes + self.kv_bytes) / rates.read_gbs / 1e6
         compute = self.flops / rates.matrix_tflops / 1e9
         return float(np.maximum(read, compute).mean())

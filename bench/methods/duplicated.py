@@ -274,7 +274,7 @@ def _cache_slots(own: Caches, num_pages: int, page_size: int) -> dict[str, jax.A
 
 
 def _attend_dense(q, layer: LayerKV, own: Caches, spec: AttentionSpec) -> jax.Array:
-    """Plain XLA: every row over all of its cache's room, under a mask."""
+    """Attend in plain XLA: every row over all its cache's room, under a mask."""
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = layer.k.shape[1]
 

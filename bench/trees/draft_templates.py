@@ -176,7 +176,7 @@ def speculative(
 
 
 def _fill(lengths: list[int], budget: int) -> list[int]:
-    """Accept lengths that sum up to a budget, first those given."""
+    """Return accept lengths that sum up to a budget, first those given."""
     draw, filled, left = random.Random(0), [], budget
     given = iter(lengths)
     while left > 0:

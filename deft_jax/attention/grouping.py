@@ -44,8 +44,8 @@ class WorkList:
     """Pairs of a page and a tile of queries that sees it, the unit of attention work.
 
     Attributes:
-        page: [C] int32, page of each pair; C is the capacity for pairs.
-        query: [C] int32, first rank of the pair's tile.
+        page: [J] int32, page of each pair; `J` is the capacity for pairs.
+        query: [J] int32, first rank of the pair's tile.
         offset: [T + 1] int32, the pairs of tile `t` are `offset[t] : offset[t + 1]`;
             the last entry is the number of pairs. Lists that are not sorted by tile
             have T = 1.

@@ -37,7 +37,7 @@ class Problem:
     expected: dict[str, jax.Array]
 
     def error(self, name: str, out: jax.Array) -> float:
-        """Relative error by norm of a result [Q, H, D] of a tree."""
+        """Return the relative error by norm of a result [Q, H, D] of a tree."""
         expected = self.expected[name].astype(jnp.float32)
         difference = jnp.linalg.norm((out.astype(jnp.float32) - expected).ravel())
         return float(difference / jnp.linalg.norm(expected.ravel()))

@@ -45,7 +45,7 @@ class Node:
     tokens: list[Token] = dataclasses.field(default_factory=list)
 
 
-class HostTree:
+class OracleTree:
     """A forest whose node numbers and slots of tokens the caller chooses.
 
     Attributes:
