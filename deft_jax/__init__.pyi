@@ -12,8 +12,9 @@ from .results.generation_tree import GenerationTree
 from .results.tree_node import TokenEvent, TreeNode
 from .sampling.params import Sampling
 from .sampling.vocab_search import top_k
-from .strategies.check_plan import check_plan, checked
+from .strategies.check_plan import check_plan
 from .strategies.check_planner import check_planner
+from .strategies.checked_strategy import checked
 from .strategies.parallel import BestOfN, SelfConsistency
 from .strategies.protocol import (
     LENGTH,

@@ -9,7 +9,7 @@ from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
 from deft_jax.errors import DeftError
 from deft_jax.sampling.params import Sampling
-from deft_jax.strategies.check_plan import checked
+from deft_jax.strategies.checked_strategy import checked
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.strategies.protocol import RUNNING, Plan, View
 from tests.support.bench.replay_engines import TightEngine

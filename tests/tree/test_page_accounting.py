@@ -231,8 +231,7 @@ class ForestMachine(RuleBasedStateMachine):
     def accept(self, data):
         """Accept draft paths of several trunks at once, and prune with it or not."""
         drafted = {self.model.trunk(x) for x in self.model.drafts()}
-        allowed = filter(self.model.may_accept, self.model.nodes)
-        tips = [x for x in allowed if self.model.trunk(x) in drafted]
+        tips = [x for x in self.model.nodes if self.model.trunk(x) in drafted]
         tips = data.draw(up_to(TIPS, tips, key=self.model.trunk), label="tips")
         idle = [NO_NODE] * (TIPS - len(tips))
         tip = np.array(idle + tips, np.int32)
