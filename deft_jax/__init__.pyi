@@ -1,7 +1,8 @@
 """Tree decoding for large language models in JAX."""
 
 from .attention.api import tree_attention
-from .attention.grouping import Grouping, WorkList, group
+from .attention.grouping import Grouping, group
+from .attention.work_lists import WorkList
 from .capacity import Capacity
 from .engine.compilation_cache import enable_compilation_cache
 from .engine.engine import Engine

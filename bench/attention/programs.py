@@ -12,7 +12,8 @@ from jax import lax
 from deft_jax.attention import hopper as mosaic
 from deft_jax.attention.api import tree_attention
 from deft_jax.attention.grouping import Grouping, group
-from deft_jax.attention.schedule import partial_bytes, prepare
+from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.schedule import partial_bytes
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree

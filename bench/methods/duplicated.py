@@ -9,14 +9,9 @@ from jax import lax
 from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.attention.grouping import Grouping, group, group_arrays
 from deft_jax.attention.hopper import attend
-from deft_jax.attention.schedule import (
-    Schedule,
-    describe_tiles,
-    divide,
-    even_shares,
-    prepare,
-    tiling_of,
-)
+from deft_jax.attention.kernel_inputs import prepare, tiling_of
+from deft_jax.attention.schedule import Schedule, describe_tiles, divide
+from deft_jax.attention.shares import even_shares
 from deft_jax.attention.spec import AttentionSpec, Tiling
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError

@@ -7,7 +7,8 @@ import jax
 
 from deft_jax.attention.device import device_of, gpu_kind
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.schedule import head_chunks, prepare
+from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.schedule import head_chunks
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.attention.tuned_sizes import Key, lookup
 from deft_jax.pallas_kernels.kernel_spec import (

@@ -7,7 +7,8 @@ For NVIDIA GPUs other than Hopper: compiled for compute capability 8.0, 8.6, 8.9
 import jax
 
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.schedule import head_chunks, prepare
+from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.schedule import head_chunks
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
 

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.attention.grouping import NARROW_SHARE, Grouping, WorkList
+from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.reference import tree_attention_reference
 from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.work_lists import NARROW_SHARE, WorkList
 
 BLOCK_TOKENS = 512
 PAIR_TOKENS = 1024

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.attention.grouping import Grouping, query_ranks, slot_ranges
+from deft_jax.attention.grouping import Grouping
+from deft_jax.attention.query_ranges import query_ranks, slot_ranges
 from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model, forward

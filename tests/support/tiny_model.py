@@ -18,7 +18,7 @@ from jax import lax
 from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
 from deft_jax.layers.ops import LayerOps
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.families.llama import Llama
 from deft_jax.models.tokenizers.detokenizer import Detokenizer
 from deft_jax.sampling.draw import sample

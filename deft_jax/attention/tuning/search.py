@@ -13,7 +13,7 @@ from jax import lax
 
 from deft_jax.attention.device import device_of, num_multiprocessors
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.schedule import prepare
+from deft_jax.attention.kernel_inputs import prepare
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.attention.tuning.problem import Problem
 from deft_jax.pallas_kernels.kernel_spec import SHARED_BYTES, KernelConfig, KernelSpec

@@ -15,7 +15,7 @@ from deft_jax.bench.decode.step_ceilings import (
 )
 from deft_jax.bench.trees.draft_templates import speculative
 from deft_jax.bench.trees.workload import few_shot_workloads, speculative_workloads
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 
 TINY = SHAPES["tiny"]
 LAYER = 64 * 256 + 2 * 64 * 128 + 256 * 64 + 3 * 64 * 128 + 2 * 64
