@@ -73,7 +73,7 @@ class Options:
     Attributes:
         implementation: name of what runs tree attention.
         page_size: `P`.
-        repeats: timed calls.
+        repeats: calls of each program that are timed.
         loop: whether the wall time of whole calls is measured.
     """
 
@@ -110,7 +110,7 @@ def check_device() -> None:
     """Check that there is a GPU, before anything is compiled.
 
     Raises:
-        DeftError: there is none.
+        DeftError: JAX has no NVIDIA GPU.
     """
     if compute_capability() is None:
         raise DeftError(

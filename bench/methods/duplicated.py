@@ -32,7 +32,7 @@ class Caches:
 
     Attributes:
         page: [B] int32, page of each rank's new token; past the last if idle.
-        slot: [B] int32.
+        slot: [B] int32, slot of that token within its page.
         row: [B] int32, row of each rank.
         length: [B] int32, tokens of each rank's path, the new one counted; 0 if idle.
     """
@@ -223,10 +223,10 @@ def cache_work(
     All follows from the lengths alone.
 
     Args:
-        own: the caches.
+        own: where the rows' caches are.
         grouping: what the tree's slots would be read by.
         num_pages: pages of the storage, the spare cache counted.
-        tiling: static sizes.
+        tiling: sizes of tiles, units and blocks.
 
     Raises:
         DeftError: queries come in larger tiles than one.

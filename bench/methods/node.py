@@ -98,7 +98,7 @@ def node_schedule(
         grouping: what each query of the step sees.
         number: [M, P] int32, depth-first number of each slot's node. A unit that holds
             tokens of several nodes, a trunk's drafts, is the first one's.
-        tiling: static sizes.
+        tiling: sizes of tiles, units and blocks.
         chunk_tokens: parts of a node are of so many tokens; None for whole nodes.
     """
     classes = classify(grouping, tiling, None)

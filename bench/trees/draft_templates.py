@@ -32,7 +32,7 @@ class DraftTemplate:
     keeps the trunk's token and `a - 1` drafts on the first path that is that deep.
 
     Attributes:
-        name: for reports.
+        name: name of the tree in reports.
         prompt_tokens: tokens of the prompt.
         paths: [T - 1], the draft of each row but the first as the ranks of the children
             on the way down to it; a path comes after the one it prolongs.

@@ -59,7 +59,7 @@ class TreePlanner:
     Attributes:
         events: `E`, entries of the event table.
         template: the tree; read by `init` alone.
-        draft_depth: nothing is drafted.
+        draft_depth: 1, as nothing is drafted.
     """
 
     events: int

@@ -22,7 +22,7 @@ def prepare(
 
     Args:
         grouping: what each query of the step sees.
-        spec: static sizes.
+        spec: what the kernels are compiled for.
         rows: matrix rows of a tile's half.
         schedule: the work lists, by default those of `make_schedule`.
 

@@ -34,7 +34,7 @@ def tree_attention_mma(
         k_pages: [M, K, P, D], keys.
         v_pages: [M, K, P, D], values.
         grouping: what each query sees.
-        attention: what is computed.
+        attention: scale, window and soft cap of the logits.
         bulk: whether the device has bulk copies (compute capability 9.0 and newer).
         num_workers: blocks of threads.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.

@@ -68,7 +68,7 @@ def make_schedule(
 
     Args:
         grouping: what each query of the step sees.
-        tiling: static sizes.
+        tiling: sizes of tiles, units and blocks.
         window: a query sees only tokens less than this many positions back; units that
             are too far back for all are left out. None for no window.
     """
@@ -95,7 +95,7 @@ def divide(
         make_shares: from the number of positions of all heads and the number of workers
             to the shares; `even_shares` is one.
         num_live: [] int32, live queries.
-        tiling: static sizes.
+        tiling: sizes of tiles, units and blocks.
     """
     worker, pieces = _worker_rows(tile, positions, make_shares, num_live, tiling)
     worker = jnp.concatenate(

@@ -19,7 +19,7 @@ def within_limits(plan: Plan, view: View, draft_depth: int) -> tuple[Plan, jax.A
 
     Args:
         plan: what the planner asks for.
-        view: what it saw.
+        view: what the planner saw.
         draft_depth: levels of rows that may continue rows of the plan.
 
     Returns:

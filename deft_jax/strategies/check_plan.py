@@ -171,9 +171,9 @@ class _Growth:
         """Yield what is wrong with how a row goes on, and note how it does.
 
         Args:
-            plan: the plan.
+            plan: what the planner asks for.
             paths: the forest as the plan finds it, with the rows so far.
-            row: the row.
+            row: number of the row.
             level: level of the row: 1 for a row that continues a node of the tree.
         """
         node, child = paths.parent_of(row), int(plan.child[row])

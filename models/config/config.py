@@ -151,7 +151,7 @@ class LlamaConfig:
 
         Args:
             values: the decoded JSON object.
-            source: name for errors.
+            source: what errors call the file.
 
         Raises:
             DeftError: a value is missing, malformed, or asks for a model other than a
@@ -178,7 +178,7 @@ class LlamaConfig:
             rope_factors: content of its tensors `rope_freqs.weight`,
                 `rope_factors_long.weight` and `rope_factors_short.weight`, [D / 2]
                 each, as far as it has them.
-            source: name for errors.
+            source: what errors call the file.
 
         Raises:
             DeftError: a value is missing, malformed or not supported.
@@ -196,7 +196,7 @@ def checked_token_ids(
     Args:
         ids: token ids that a config declares.
         vocab_size: V.
-        source: name for the warning.
+        source: what the warning calls the file.
     """
     inside = tuple(token for token in ids if 0 <= token < vocab_size)
     if len(inside) < len(ids):

@@ -56,8 +56,8 @@ def append_heads(
         angles: two [D / 2] float32 refs in global memory, cosines and sines.
         targets: [H, D] and twice [K, D] refs in global memory, of the dtype of
             `source`: the token's queries, keys and values.
-        first_q: first query head.
-        first_kv: first KV head.
+        first_q: number of the first query head.
+        first_kv: number of the first KV head.
         stored: whether to store keys and values, 1 or 0.
         counts: static, number of KV heads, at most 32, and of the query heads of each.
         eps: added to the mean square.

@@ -21,11 +21,11 @@ class Problem:
     """Attention of one shape over several trees.
 
     Attributes:
-        q: [Q, H, D].
-        k_pages: [M, K, P, D], what the largest tree needs; the trees share it.
-        v_pages: [M, K, P, D].
+        q: [Q, H, D], queries of every tree, by rank.
+        k_pages: [M, K, P, D], keys for the largest tree, which all trees share.
+        v_pages: [M, K, P, D], the values that belong to these keys.
         window: option of `tree_attention`, or None.
-        trees: groupings by name.
+        trees: what each query sees in a tree, by the tree's name.
         expected: [Q, H, D] by name, what `tree_attention` gives through XLA.
     """
 
