@@ -83,7 +83,7 @@ def choose_backend(implementation: str | None, q: Shaped, k_pages: Shaped) -> Ba
         k_pages: [M, K, P, D], the keys.
 
     Raises:
-        ValueError: no implementation has that name, or it cannot take these arrays here.
+        ValueError: no implementation has that name, or it cannot take these arrays.
     """
     device = device_of(q, k_pages)
     backend = device_backend(implementation, device)
