@@ -76,7 +76,7 @@ def test_rates_of_the_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(step_ceilings, "CPU_READ_ROWS", 2**10)
     monkeypatch.setattr(step_ceilings, "CPU_MATRIX_SIZE", 500)
     seconds = iter([4e-3, 2e-3, 3e-3, 5e-3])
-    monkeypatch.setattr(step_ceilings, "_seconds", lambda *args: next(seconds))
+    monkeypatch.setattr(step_ceilings, "wall_seconds", lambda *args: next(seconds))
     rates = measure_rates(jnp.dtype(jnp.float32))
     assert rates.read_gbs == round(2**10 * 2**11 * 4 / 2e-3 / 1e9, 1)
     assert rates.matrix_tflops == round(2 * 500**3 / 5e-3 / 1e12, 4)
