@@ -14,7 +14,7 @@ from deft_jax.cli.bench_arguments import settle
 from deft_jax.cli.device import default_dtype
 from deft_jax.engine.compilation_cache import enable_compilation_cache
 from deft_jax.errors import DeftError
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.families.llama import Llama
 from deft_jax.models.load import load_model
 

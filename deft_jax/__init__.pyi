@@ -1,7 +1,8 @@
 """Tree decoding for large language models in JAX."""
 
 from .attention.api import tree_attention
-from .attention.grouping import Grouping, WorkList, group
+from .attention.grouping import Grouping, group
+from .attention.work_lists import WorkList
 from .capacity import Capacity
 from .engine.compilation_cache import enable_compilation_cache
 from .engine.engine import Engine
@@ -12,8 +13,9 @@ from .results.generation_tree import GenerationTree
 from .results.tree_node import TokenEvent, TreeNode
 from .sampling.params import Sampling
 from .sampling.vocab_search import top_k
-from .strategies.check_plan import check_plan, checked
+from .strategies.check_plan import check_plan
 from .strategies.check_planner import check_planner
+from .strategies.checked_strategy import checked
 from .strategies.parallel import BestOfN, SelfConsistency
 from .strategies.protocol import (
     LENGTH,

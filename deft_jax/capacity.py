@@ -130,9 +130,11 @@ def bucket(value: int) -> int:
 def row_bucket(rows: int) -> int:
     """Return the smallest of 1, 2, 3, 4, 8, 16, 24, 32, ... that is not below `rows`.
 
-    It is `bucket` without 6 and 12: a step of 16 rows takes a CPU as long as one of 12.
-    Elsewhere an idle row costs what a busy one does, 18 % from 3 rows to 4, so that
-    n = 1 and n = 2 do not share (SmolLM2 in float32, 2 cores; `bench/NOTES.md`).
+    It is `bucket` without 6 and 12. Numbers of branches with the same bucket share
+    their programs, and those without, such as 1 and 2 or 8 and 9, are compiled apart.
+    Sharing costs idle rows, which a CPU computes like busy ones: a step takes 33 % more
+    with 2 rows than with 1, 18 % with 4 for 3, 5 % with 8 for 6, and 0 to 10 % with 16
+    for 12 (SmolLM2 in float32, 2 cores; `bench/NOTES.md`).
     """
     size = bucket(rows)
     return {6: 8, 12: 16}.get(size, size)

@@ -85,7 +85,7 @@ def step(weights: Weights, tree: Tree, pool: tuple[LayerKV, ...], node, token):
     """Feed one token per row and return the tokens that follow.
 
     Args:
-        weights: the network.
+        weights: the network's weights.
         tree: the forest.
         pool: pages of each layer, written in place.
         node: [Q] int32, node that each row's token is appended to; N for idle rows.

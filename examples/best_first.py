@@ -99,7 +99,7 @@ class BestFirst:
         Args:
             state: the planner's state.
             view: what the planner sees.
-            score: [B, C] float32, scores of each row's offers, the likeliest first.
+            score: [B, children] float32, scores of each row's offers, best first.
         """
         # The fresh rows of a request are all alike: one of them is enough.
         news = view.is_live & (~view.is_fresh | (view.number == 0))

@@ -50,7 +50,7 @@ class TorchTreeAttention:
         self._reduce = plgpu.as_torch_kernel(functools.partial(tree_reduction, spec))
 
     def __call__(self, q, k_pages, v_pages, prepared):
-        """Attention of one layer.
+        """Attend in one layer.
 
         Args:
             q: [Q, H, D], queries in the order of the grouping.
@@ -127,7 +127,7 @@ def branch_attention(q, k_pages, v_pages, pages, branch: int):
 
 
 def main() -> None:
-    """Run one step of attention and compares it with PyTorch's, branch by branch."""
+    """Run one step of attention and compare it with PyTorch's, branch by branch."""
     pages, arrays = page_table()
     num_pages = pages[-1][-1] + 1
     shapes = (BRANCHES, HEADS, HEAD_DIM), (num_pages, KV_HEADS, PAGE_SIZE, HEAD_DIM)

@@ -145,7 +145,7 @@ def near_unique(ratios: Sequence[float]) -> bool:
 
 
 def run(command: Sequence[str], seconds: float) -> str:
-    """Output of a command, up to where its time was over."""
+    """Return the output of a command, which is ended when its time is over."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         wait(process, seconds)
@@ -154,7 +154,7 @@ def run(command: Sequence[str], seconds: float) -> str:
 
 
 def wait(process: subprocess.Popen, seconds: float) -> None:
-    """Wait for a process, and ends it when its time is over."""
+    """Wait for a process, and end it when its time is over."""
     try:
         process.wait(max(seconds, 0.0))
     except subprocess.TimeoutExpired:

@@ -23,7 +23,7 @@ class Case:
     """A tree with one query per leaf, and the heads of the attention over it.
 
     Attributes:
-        name: unique.
+        name: name of the tree, unique among the cases.
         nodes: nodes of each level, one in the first.
         tokens_per_node: tokens of each node of a level.
         num_q_heads: `H`.
@@ -79,7 +79,7 @@ def select_cases(choice: str) -> list[Case]:
         choice: "all", or numbers with commas between them, as in "0,3,5".
 
     Raises:
-        DeftError: it is neither.
+        DeftError: `choice` is neither, or a number is no case's.
     """
     cases = all_cases()
     if choice == "all":

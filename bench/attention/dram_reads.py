@@ -30,7 +30,7 @@ KERNELS = "regex:mosaic"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Count the cases and writes them after each one."""
+    """Count the bytes that the cases read, and write the report after each one."""
     parser = argparse.ArgumentParser(description="DRAM reads of tree attention")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--cases", default="8,16,20,21", help="numbers, as in 0,3,5")

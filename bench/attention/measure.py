@@ -29,15 +29,15 @@ import math
 import os
 import statistics
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import jax
 
 from deft_jax.attention.device import compute_capability
+from deft_jax.attention.tuning.search import wall_seconds
 from deft_jax.errors import DeftError
 
 from ..gpu.ceilings import Ceilings, measure_ceilings
@@ -73,7 +73,7 @@ class Options:
     Attributes:
         implementation: name of what runs tree attention.
         page_size: `P`.
-        repeats: timed calls.
+        repeats: calls of each program that are timed.
         loop: whether the wall time of whole calls is measured.
     """
 
@@ -110,7 +110,7 @@ def check_device() -> None:
     """Check that there is a GPU, before anything is compiled.
 
     Raises:
-        DeftError: there is none.
+        DeftError: JAX has no NVIDIA GPU.
     """
     if compute_capability() is None:
         raise DeftError(
@@ -215,7 +215,8 @@ def measure(
     grouping = kernels(lambda: programs.prepare(tree, slots), False)
     loop, call_us = programs.loop, None
     if loop is not None:
-        call_us = _wall_us(lambda: loop(tree, slots, *data)) / LOOP_CALLS
+        loop_s = wall_seconds(lambda: loop(tree, slots, *data), repeats=LOOP_REPEATS)
+        call_us = loop_s * 1e6 / LOOP_CALLS
     known = facts(case)
     speedup = None
     if case.peer_cold_us is not None:
@@ -231,17 +232,6 @@ def measure(
         "roofline_us": round(ceilings.roofline_us(known["kv_bytes"], case.flops), 2),
         "speedup": speedup,
     }
-
-
-def _wall_us(call: Callable[[], jax.Array]) -> float:
-    """Median wall time of a call, after one to warm up."""
-    call().block_until_ready()
-    times = []
-    for _ in range(LOOP_REPEATS):
-        begin = time.perf_counter()
-        call().block_until_ready()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times) * 1e6
 
 
 def print_table(rows: Sequence[dict]) -> None:

@@ -12,7 +12,8 @@ from jax import lax
 from deft_jax.attention import hopper as mosaic
 from deft_jax.attention.api import tree_attention
 from deft_jax.attention.grouping import Grouping, group
-from deft_jax.attention.schedule import partial_bytes, prepare
+from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.schedule import partial_bytes
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
@@ -110,7 +111,7 @@ class Programs:
 def build(
     case: Case, implementation: str, page_size: int, loop: bool, check: bool = True
 ) -> Programs:
-    """Build a case's tree and compiles what is called for it, without running it.
+    """Build a case's tree and compile what is called for it, without running it.
 
     May be called from several threads: XLA's compiler runs in parallel.
 
@@ -156,7 +157,7 @@ def _lower(case: Case, tree: Tree, slots: Slots, implementation: str):
 
 
 def random_data(key: jax.Array, case: Case, tree: Tree) -> list[jax.Array]:
-    """Q [Q, H, D], k_pages and v_pages [M, K, P, D] in DTYPE, normally distributed."""
+    """Draw q [Q, H, D], k_pages and v_pages [M, K, P, D] in DTYPE, all normal."""
     pages = (tree.num_pages, case.num_kv_heads, tree.page_size, case.head_dim)
     shapes = [(case.leaves, case.num_q_heads, case.head_dim), pages, pages]
     keys = jax.random.split(key, 3)
@@ -164,7 +165,7 @@ def random_data(key: jax.Array, case: Case, tree: Tree) -> list[jax.Array]:
 
 
 def _attend_often(steps: Steps, tree: Tree, slots: Slots, q, k_pages, v_pages):
-    """Group, prepares and attends LOOP_CALLS times; a result is the next one's q."""
+    """Group, prepare and attend LOOP_CALLS times; a result is the next call's q."""
 
     def call(_, q):
         # The barrier makes the tree depend on the last result too: nothing that

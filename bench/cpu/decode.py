@@ -18,7 +18,7 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deft_jax import BestOfN, Engine, Sampling
+from deft_jax.attention.tuning.search import wall_seconds
 from deft_jax.capacity import LARGE_CHUNK
 from deft_jax.models.families.llama import Llama
 from deft_jax.models.load import load_model
@@ -111,7 +112,7 @@ def measure_ceilings(model: Llama, repeats: int) -> Ceilings:
 
     def seconds(rows: int, head: jax.Array | None) -> float:
         x = jax.random.normal(jax.random.key(rows), (rows, width))
-        return _time(lambda: _chain(x, layers, head), 2 * repeats)
+        return wall_seconds(lambda: _chain(x, layers, head), repeats=2 * repeats)
 
     weights = sum(w.size for layer in layers for w in layer)
     chunk_s, row_s = seconds(LARGE_CHUNK, None), seconds(1, head)
@@ -161,22 +162,11 @@ def _matrices(layer) -> list[jax.Array]:
 
 @jax.jit
 def _chain(x: jax.Array, layers: list[list[jax.Array]], head: jax.Array | None):
-    """X [rows, E] through every product of the network, with nothing in between."""
+    """Send x [rows, E] through every product of the network and nothing else."""
     for qkv, out, gate_up, down in layers:
         x = (x @ qkv)[:, : out.shape[0]] @ out
         x = (x @ gate_up)[:, : down.shape[0]] @ down
     return x if head is None else x @ head
-
-
-def _time(call: Callable[[], jax.Array], repeats: int) -> float:
-    """Median seconds of a call, after one to warm up."""
-    call().block_until_ready()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call().block_until_ready()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
 
 
 def _table(runs: list[dict]) -> Table:

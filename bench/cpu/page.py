@@ -77,7 +77,7 @@ def write_page(report: dict, folder: Path) -> list[Path]:
 
 
 def draw(report: dict, where: str) -> Figure:
-    """Step and prefill rates beside their ceilings."""
+    """Draw the rates of steps and prefill beside their ceilings."""
     figure, axes = style.make_figure(
         "Decoding on the CPU against its ceilings", where, panels=2, panel=(4.2, 3.2)
     )

@@ -151,7 +151,7 @@ def _generate(
 
 
 def _timed(engine: BenchEngine, workload: Workload, prompt: list[int]) -> dict:
-    """Wall times of a call in which nothing is compiled and nothing profiled."""
+    """Measure the wall times of a call that compiles and profiles nothing."""
     decoded: list[float] = []
 
     def on_status(status: Status) -> None:
@@ -175,7 +175,7 @@ def _timed(engine: BenchEngine, workload: Workload, prompt: list[int]) -> dict:
 
 
 def _parts(engine: BenchEngine, workload: Workload) -> dict:
-    """Device times of a step's parts, means over the profiled steps.
+    """Return the device times of a step's parts, means over the profiled steps.
 
     There are none where the call was too short for a burst that is profiled.
     """

@@ -18,7 +18,7 @@ class Programs:
     """
 
     def __init__(self) -> None:
-        """There are none yet."""
+        """Start without a program."""
         self._capacity: Hashable = None
         self._compiled: dict[Hashable, Any] = {}
 

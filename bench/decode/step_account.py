@@ -26,13 +26,7 @@ def account(workload: Workload, method: Method, setting: Setting) -> dict:
     """
     config, dtype = setting.model.config, setting.model.dtype
     work = step_work(workload, config, dtype.itemsize)
-    sizes = AttentionSizes(
-        num_q_heads=config.num_q_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        itemsize=dtype.itemsize,
-        num_layers=config.num_layers,
-    )
+    sizes = AttentionSizes.of(setting.model)
     io = workload.count_io(method, sizes, _kernel_sizes(workload, method, setting))
     steps = workload.template.steps
     mean = {name: round(n / steps) for name, n in dataclasses.asdict(io).items()}

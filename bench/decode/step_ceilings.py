@@ -1,13 +1,13 @@
 """What a decode step cannot beat: reading weights and KV once, and the products."""
 
 import dataclasses
-import statistics
-import time
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deft_jax.attention.tuning.search import wall_seconds
 from deft_jax.models.config.config import LlamaConfig
 
 from ..gpu.ceilings import measure_ceilings
@@ -16,7 +16,6 @@ from ..trees.workload import Workload
 
 CPU_READ_ROWS, CPU_READ_WIDTH = 2**15, 2**11
 CPU_MATRIX_SIZE = 1024
-CPU_REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ class StepWork:
     flops: np.ndarray
 
     def roofline_ms(self, rates: Rates) -> float:
-        """Least time of a step, the mean over the steps."""
+        """Return the least time of a step, the mean over the steps."""
         read = (self.weight_bytes + self.kv_bytes) / rates.read_gbs / 1e6
         compute = self.flops / rates.matrix_tflops / 1e9
         return float(np.maximum(read, compute).mean())
@@ -67,9 +66,11 @@ def _wall_rates(dtype: jnp.dtype) -> Rates:
     buffer = jnp.ones((CPU_READ_WIDTH, CPU_READ_ROWS), jnp.float32)
     row = jnp.ones((1, CPU_READ_WIDTH), jnp.float32)
     forms = jnp.sum, jnp.max, lambda x: row @ x
-    read_s = min(_seconds(jax.jit(form), buffer) for form in forms)
+    read_s = min(
+        wall_seconds(functools.partial(jax.jit(form), buffer)) for form in forms
+    )
     matrix = jnp.ones((CPU_MATRIX_SIZE, CPU_MATRIX_SIZE), dtype)
-    dot_s = _seconds(jax.jit(jnp.dot), matrix, matrix)
+    dot_s = wall_seconds(functools.partial(jax.jit(jnp.dot), matrix, matrix))
     return Rates(
         read_gbs=round(buffer.nbytes / read_s / 1e9, 1),
         matrix_tflops=round(2 * CPU_MATRIX_SIZE**3 / dot_s / 1e12, 4),
@@ -96,13 +97,3 @@ def step_work(workload: Workload, config: LlamaConfig, itemsize: int) -> StepWor
         kv_bytes=template.live_tokens * token_bytes,
         flops=2 * weights * template.live_width + pair_flops * template.path_tokens,
     )
-
-
-def _seconds(call, *args) -> float:
-    jax.block_until_ready(call(*args))
-    times = []
-    for _ in range(CPU_REPEATS):
-        begin = time.perf_counter()
-        jax.block_until_ready(call(*args))
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)

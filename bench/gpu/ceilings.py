@@ -40,7 +40,7 @@ class Ceilings:
     cold_read_us: dict[str, float]
 
     def roofline_us(self, num_bytes: int, flops: int) -> float:
-        """Least time to read bytes and to do operations on them, side by side."""
+        """Return the least time to read bytes and compute on them meanwhile."""
         return max(num_bytes / self.read_gbs / 1e3, flops / self.matrix_tflops / 1e6)
 
 

@@ -13,7 +13,7 @@ from deft_jax.accounting.methods import METHODS
 from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.attention.grouping import group
 from deft_jax.attention.hopper import attend
-from deft_jax.attention.schedule import prepare
+from deft_jax.attention.kernel_inputs import prepare
 from deft_jax.errors import DeftError
 from deft_jax.kv.pool import LayerKV
 from deft_jax.layers.qkv import QKV

@@ -9,14 +9,9 @@ from jax import lax
 from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.attention.grouping import Grouping, group, group_arrays
 from deft_jax.attention.hopper import attend
-from deft_jax.attention.schedule import (
-    Schedule,
-    describe_tiles,
-    divide,
-    even_shares,
-    prepare,
-    tiling_of,
-)
+from deft_jax.attention.kernel_inputs import prepare, tiling_of
+from deft_jax.attention.schedule import Schedule, describe_tiles, divide
+from deft_jax.attention.shares import even_shares
 from deft_jax.attention.spec import AttentionSpec, Tiling
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
@@ -37,7 +32,7 @@ class Caches:
 
     Attributes:
         page: [B] int32, page of each rank's new token; past the last if idle.
-        slot: [B] int32.
+        slot: [B] int32, slot of that token within its page.
         row: [B] int32, row of each rank.
         length: [B] int32, tokens of each rank's path, the new one counted; 0 if idle.
     """
@@ -228,10 +223,10 @@ def cache_work(
     All follows from the lengths alone.
 
     Args:
-        own: the caches.
+        own: where the rows' caches are.
         grouping: what the tree's slots would be read by.
         num_pages: pages of the storage, the spare cache counted.
-        tiling: static sizes.
+        tiling: sizes of tiles, units and blocks.
 
     Raises:
         DeftError: queries come in larger tiles than one.
@@ -274,7 +269,7 @@ def _cache_slots(own: Caches, num_pages: int, page_size: int) -> dict[str, jax.A
 
 
 def _attend_dense(q, layer: LayerKV, own: Caches, spec: AttentionSpec) -> jax.Array:
-    """Plain XLA: every row over all of its cache's room, under a mask."""
+    """Attend in plain XLA: every row over all its cache's room, under a mask."""
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = layer.k.shape[1]
 

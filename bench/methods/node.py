@@ -8,20 +8,14 @@ from jax import lax
 
 from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.attention.device import device_of, num_multiprocessors
-from deft_jax.attention.grouping import Grouping, WorkList
+from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.schedule import (
-    Schedule,
-    Shares,
-    describe_tiles,
-    divide,
-    even_shares,
-    prepare,
-    shares_at,
-    tiling_of,
-)
+from deft_jax.attention.kernel_inputs import prepare, tiling_of
+from deft_jax.attention.schedule import Schedule, describe_tiles, divide
+from deft_jax.attention.shares import Shares, even_shares, shares_at
 from deft_jax.attention.spec import Tiling
 from deft_jax.attention.units import BOTH, NUM_CLASSES, WHOLE, classify
+from deft_jax.attention.work_lists import WorkList
 from deft_jax.attention.xla import BLOCK_TOKENS
 from deft_jax.capacity import Capacity
 from deft_jax.kv.pool import LayerKV
@@ -104,7 +98,7 @@ def node_schedule(
         grouping: what each query of the step sees.
         number: [M, P] int32, depth-first number of each slot's node. A unit that holds
             tokens of several nodes, a trunk's drafts, is the first one's.
-        tiling: static sizes.
+        tiling: sizes of tiles, units and blocks.
         chunk_tokens: parts of a node are of so many tokens; None for whole nodes.
     """
     classes = classify(grouping, tiling, None)

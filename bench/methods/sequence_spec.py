@@ -27,7 +27,7 @@ def sequence_spec(
     Args:
         q: [Q, H, D], shape and dtype are used.
         k_pages: [M, K, P, D], shape is used.
-        spec: what is computed.
+        spec: scale, window and soft cap of the logits.
         num_workers: multiprocessors, by default those of the device.
     """
     workers = (

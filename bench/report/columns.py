@@ -22,7 +22,7 @@ class Column:
     """One number of each run.
 
     Attributes:
-        heading: what it is.
+        heading: what the number is, in words for the head of the column.
         unit: unit of the number as it is shown.
         key: name of the number in the run, which `data.number` takes.
         divisor: what the number in the run is divided by to get the unit.

@@ -186,7 +186,7 @@ def without(parameters: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def conditions(report: dict) -> str:
-    """Device, shape and dtype in words, for titles."""
+    """Return the device, shape and dtype in words, for titles."""
     card = report.get("card") or {}
     device = report.get("device")
     # JAX calls every processor "cpu".

@@ -67,7 +67,7 @@ def embedded(plots: Sequence[Plot]) -> list[tuple[str, str]]:
 
 
 def summary(groups: Sequence[Group]) -> list[dict]:
-    """Per method: how it compares with the baseline and the roofline over all runs."""
+    """Compare each method with the baseline and the roofline, over all runs."""
     series = all_series(groups)
     names = labels(series)
     return [_summed(names[one], one, groups) for one in series]
@@ -90,7 +90,7 @@ def _summed(name: str, series: Series, groups: Sequence[Group]) -> dict:
 
 
 def _table(columns: Sequence[Column], groups: Sequence[Group]) -> list[dict]:
-    """Per group its title and rows; a row has a name, cells with marks, an error."""
+    """Return each group's title and rows: name, cells with their marks, error."""
     names = labels(all_series(groups))
     return [
         {"title": group.title, "rows": _rows(columns, group, names)} for group in groups

@@ -36,10 +36,10 @@ def render_part(
 
     Args:
         heading: what was measured.
-        where: on what, in a few words.
-        facts: conditions by name.
-        plots: in their order; they are embedded.
-        tables: below the plots.
+        where: device and model of the measurement, in a few words.
+        facts: conditions of the measurement, by name.
+        plots: images in the order of the page, which embeds them.
+        tables: numbers that come below the plots.
     """
     return load_template("part.html.jinja").render(
         heading=heading, where=where, facts=facts, plots=embedded(plots), tables=tables

@@ -60,7 +60,7 @@ REASON_WIDTH = 34
 
 
 def breakdown(groups: Sequence[Group], palette: style.Palette, where: str) -> Figure:
-    """Stacked bars of the components of a step: a panel per group, a bar per run."""
+    """Draw the parts of a step as stacked bars: a panel a group, a bar a run."""
     series = all_series(groups)
     figure, axes = _panels("Time of a decode step", groups, where, len(series) * 0.27)
     longest = [_longest(group) for group in groups]
@@ -152,7 +152,7 @@ def _note(ax: Axes, x: float, y: float, text: str, **options) -> None:
 
 
 def _longest(group: Group) -> float:
-    """Length of the longest bar."""
+    """Return the length of the longest bar."""
     lengths = [
         max(
             number(run, "step_ms") or 0.0,

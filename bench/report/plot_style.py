@@ -99,9 +99,9 @@ def make_figure(
     """Return a figure with a title, and as many panels as are asked for.
 
     Args:
-        title: what is shown.
+        title: what the figure shows.
         subtitle: under which conditions.
-        panels: how many.
+        panels: number of panels.
         panel: width and height of each, in inches, with its labels.
     """
     columns = 2 if panels == 4 else min(panels, COLUMNS)

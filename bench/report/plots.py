@@ -63,7 +63,7 @@ def draw(report: dict, folder: Path) -> list[Plot]:
 def _figures(
     groups: Sequence[Group], palette: style.Palette, where: str
 ) -> Iterator[tuple[str, str, Figure]]:
-    """File names, captions and figures."""
+    """Yield file names, captions and figures."""
     for parameter in SWEEPS:
         figure = step_latency(groups, palette, where, parameter)
         if figure is not None:
@@ -157,7 +157,7 @@ def _draw_lines(
 
 
 def _points(panel: Sequence[Group], parameter: str, series: Series):
-    """X and y of a line; it has a gap where a run failed."""
+    """Return x and y of a line, which has a gap where a run failed."""
     runs = [(group.parameters[parameter], group.run(series)) for group in panel]
     y = [number(run, "step_ms") if run else None for _, run in runs]
     return [x for x, _ in runs], [float("nan") if v is None else v for v in y]

@@ -182,7 +182,7 @@ class DraftReplay:
         return tree
 
     def pages_needed(self, page_size: int) -> int:
-        """Most pages held at once: those of the prompt and of the trunk with drafts."""
+        """Return the most pages held at once: the prompt's and the drafting trunk's."""
         trunk = int(self.template.kept[-2]) + self.template.num_tokens
         return -(-self.template.prompt_tokens // page_size) + -(-trunk // page_size)
 

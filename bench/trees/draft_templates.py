@@ -32,7 +32,7 @@ class DraftTemplate:
     keeps the trunk's token and `a - 1` drafts on the first path that is that deep.
 
     Attributes:
-        name: for reports.
+        name: name of the tree in reports.
         prompt_tokens: tokens of the prompt.
         paths: [T - 1], the draft of each row but the first as the ranks of the children
             on the way down to it; a path comes after the one it prolongs.
@@ -176,7 +176,7 @@ def speculative(
 
 
 def _fill(lengths: list[int], budget: int) -> list[int]:
-    """Accept lengths that sum up to a budget, first those given."""
+    """Return accept lengths that sum up to a budget, first those given."""
     draw, filled, left = random.Random(0), [], budget
     given = iter(lengths)
     while left > 0:

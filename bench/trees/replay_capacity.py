@@ -30,7 +30,7 @@ def check_one_request(capacity: Capacity) -> None:
     """Check that an engine decodes one request at a time.
 
     Raises:
-        CapacityError: it decodes several.
+        CapacityError: the engine decodes several.
     """
     if capacity.requests != 1:
         raise CapacityError(

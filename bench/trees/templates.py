@@ -32,7 +32,7 @@ class TreeTemplate:
     leaf. The last step is that of the last node.
 
     Attributes:
-        name: for reports.
+        name: name of the tree in reports.
         parents: [N], parent of each node, NO_NODE for the prompt, which is node 0;
             parents come before their children.
         tokens: [N], tokens of each node.

@@ -59,7 +59,7 @@ class TreePlanner:
     Attributes:
         events: `E`, entries of the event table.
         template: the tree; read by `init` alone.
-        draft_depth: nothing is drafted.
+        draft_depth: 1, as nothing is drafted.
     """
 
     events: int
@@ -168,13 +168,13 @@ class TreeReplay:
         return tree
 
     def result_nodes(self) -> list[int]:
-        """Node of the template that each node of the result stands for, in order."""
+        """Return the template's node that each node of the result stands for."""
         start, row = self.template.start, _assign_rows(self.template)
         nodes = range(1, len(row))
         return [0, *sorted(nodes, key=lambda node: (start[node], row[node]))]
 
     def pages_needed(self, page_size: int) -> int:
-        """Most pages held at once: every node has pages of its own."""
+        """Return the most pages held at once: every node has pages of its own."""
         template = self.template
         change = np.zeros(template.steps + 1, int)
         spans = zip(template.start, template.end, template.freed, strict=True)
@@ -205,7 +205,7 @@ def common_capacity(
 
 
 def _event_steps(template: TreeTemplate) -> list[int]:
-    """Step before which a node ends, the prompt counted; children start there too."""
+    """Return the step before which each node ends and its children start."""
     return sorted(set(template.end.tolist()))
 
 

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, fields
 
+import jax.numpy as jnp
+
 from deft_jax.errors import DeftError
 from deft_jax.pallas_kernels.kernel_spec import KernelSpec
+from deft_jax.runtime.forward import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,17 @@ class AttentionSizes:
     itemsize: int
     num_layers: int = 1
     kv_per_query_head: bool = False
+
+    @classmethod
+    def of(cls, model: Model) -> "AttentionSizes":
+        """Return the sizes of a network's attention, in all its layers."""
+        return cls(
+            num_q_heads=model.config.num_q_heads,
+            num_kv_heads=model.config.num_kv_heads,
+            head_dim=model.config.head_dim,
+            itemsize=jnp.dtype(model.dtype).itemsize,
+            num_layers=model.config.num_layers,
+        )
 
     @property
     def row_bytes(self) -> int:

@@ -137,10 +137,10 @@ def _check_nodes(wrong: np.ndarray, expected: str, got, advice: str) -> None:
     """Raise for the first node that is wrong.
 
     Args:
-        wrong: [N] bool.
+        wrong: [N] bool, true for nodes that are wrong.
         expected: what every node should have.
         got: [N], what they have.
-        advice: what to do.
+        advice: what the caller can do about it.
     """
     if wrong.any():
         node = int(np.argmax(wrong))

@@ -16,10 +16,12 @@ from .device import (
     is_hopper,
     num_multiprocessors,
 )
-from .grouping import Grouping, WorkList, group, group_arrays
+from .grouping import Grouping, group, group_arrays
 from .hopper import attend, make_spec
-from .schedule import Schedule, prepare
+from .kernel_inputs import prepare
+from .schedule import Schedule
 from .spec import AttentionSpec
+from .work_lists import WorkList
 
 __all__ = [
     "IMPLEMENTATIONS",

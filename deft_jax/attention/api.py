@@ -117,7 +117,7 @@ def _check_arrays(q, k_pages, v_pages, grouping) -> None:
     """Check that the arrays fit each other.
 
     Raises:
-        ValueError: they do not.
+        ValueError: shapes or dtypes do not fit.
     """
     if q.ndim != 3 or k_pages.ndim != 4:
         raise ValueError(

@@ -50,7 +50,7 @@ def device_backend(implementation: str | None, device: Device | None = None) -> 
         device: the device, by default the default one.
 
     Raises:
-        ValueError: there is none of that name, or the device cannot run it.
+        ValueError: no implementation has that name, or the device cannot run it.
     """
     if implementation is None:
         return Backend.HOPPER if devices.is_hopper(device) else Backend.XLA
@@ -83,7 +83,7 @@ def choose_backend(implementation: str | None, q: Shaped, k_pages: Shaped) -> Ba
         k_pages: [M, K, P, D], the keys.
 
     Raises:
-        ValueError: there is none of that name, or it cannot take these arrays here.
+        ValueError: no implementation has that name, or it cannot take these arrays.
     """
     device = device_of(q, k_pages)
     backend = device_backend(implementation, device)

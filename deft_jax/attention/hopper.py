@@ -7,7 +7,8 @@ import jax
 
 from deft_jax.attention.device import device_of, gpu_kind
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.schedule import head_chunks, prepare
+from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.schedule import head_chunks
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.attention.tuned_sizes import Key, lookup
 from deft_jax.pallas_kernels.kernel_spec import (
@@ -50,7 +51,7 @@ def tree_attention_mosaic(
         k_pages: [M, K, P, D], keys.
         v_pages: [M, K, P, D], values.
         grouping: what each query sees.
-        attention: what is computed.
+        attention: scale, window and soft cap of the logits.
         config: tuned sizes, by default the ones that `make_spec` chooses.
         num_workers: multiprocessors to use.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
@@ -94,7 +95,7 @@ def make_spec(
     Args:
         q: [Q, H, D], shape and dtype are used.
         k_pages: [M, K, P, D], shape is used.
-        attention: what is computed.
+        attention: scale, window and soft cap of the logits.
         config: tuned sizes; by default those of `tuned_sizes` for the device where the
             arrays lie, else `default_config`.
         num_workers: multiprocessors to use.
@@ -199,7 +200,7 @@ def attend(
     """Run the kernels of one layer on what `prepare` returned for the step.
 
     Args:
-        spec: static sizes.
+        spec: what the kernels are compiled for.
         q: [Q, H, D], queries in rank order.
         k_pages: [M, K, P, D], keys.
         v_pages: [M, K, P, D], values.

@@ -7,7 +7,8 @@ For NVIDIA GPUs other than Hopper: compiled for compute capability 8.0, 8.6, 8.9
 import jax
 
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.schedule import head_chunks, prepare
+from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.schedule import head_chunks
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
 
@@ -33,7 +34,7 @@ def tree_attention_mma(
         k_pages: [M, K, P, D], keys.
         v_pages: [M, K, P, D], values.
         grouping: what each query sees.
-        attention: what is computed.
+        attention: scale, window and soft cap of the logits.
         bulk: whether the device has bulk copies (compute capability 9.0 and newer).
         num_workers: blocks of threads.
         interpret: parameters of the Mosaic GPU interpreter, None on a GPU.

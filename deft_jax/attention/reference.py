@@ -23,7 +23,7 @@ def tree_attention_reference(
         k_pages: [M, K, P, D], keys.
         v_pages: [M, K, P, D], values.
         grouping: what each query sees.
-        spec: what is computed.
+        spec: scale, window and soft cap of the logits.
 
     Returns:
         out: [Q, H, D] in q's dtype; zeros for queries that see nothing.

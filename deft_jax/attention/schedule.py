@@ -17,14 +17,14 @@ comes to that piece last, the others to theirs first.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from deft_jax.attention.grouping import Grouping
+from deft_jax.attention.shares import Shares, even_shares
 from deft_jax.attention.spec import Tiling
-from deft_jax.attention.units import classify, list_units, query_positions
+from deft_jax.attention.units import classify, list_units
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.pallas_kernels.kernel_spec import TILE_ROWS, KernelSpec
 from deft_jax.tree.counting import exclusive_cumsum
@@ -68,7 +68,7 @@ def make_schedule(
 
     Args:
         grouping: what each query of the step sees.
-        tiling: static sizes.
+        tiling: sizes of tiles, units and blocks.
         window: a query sees only tokens less than this many positions back; units that
             are too far back for all are left out. None for no window.
     """
@@ -82,7 +82,7 @@ def divide(
     unit: jax.Array,
     tile: jax.Array,
     positions: jax.Array,
-    make_shares: "Callable[[jax.Array, int], Shares]",
+    make_shares: Callable[[jax.Array, int], Shares],
     num_live: jax.Array,
     tiling: Tiling,
 ) -> Schedule:
@@ -95,7 +95,7 @@ def divide(
         make_shares: from the number of positions of all heads and the number of workers
             to the shares; `even_shares` is one.
         num_live: [] int32, live queries.
-        tiling: static sizes.
+        tiling: sizes of tiles, units and blocks.
     """
     worker, pieces = _worker_rows(tile, positions, make_shares, num_live, tiling)
     worker = jnp.concatenate(
@@ -145,53 +145,6 @@ def _first_units(worker, unit, num_tiles: int, tiling: Tiling):
     return jax.vmap(units)(jnp.arange(len(worker), dtype=jnp.int32), worker)
 
 
-class Shares(NamedTuple):
-    """Which positions each worker gets.
-
-    Attributes:
-        bound: [W + 1] int32, worker `w` gets `bound[w] : bound[w + 1]`.
-        worker_of: from positions to the workers that get them.
-    """
-
-    bound: jax.Array
-    worker_of: Callable[[jax.Array], jax.Array]
-
-
-def even_shares(total: jax.Array, workers: int) -> Shares:
-    """Return shares that differ by one position at most, the longer ones first.
-
-    10 positions and 4 workers: `bound` is 0 3 6 8 10. Position 7 comes after the
-    `2 * 3` positions of the long shares, so worker `2 + (7 - 6) // 2` has it.
-
-    Args:
-        total: [] int32, positions.
-        workers: number of shares.
-    """
-    each, rest = total // workers, total % workers
-    bound = jnp.arange(workers + 1, dtype=jnp.int32)
-
-    def worker_of(position):
-        long = rest * (each + 1)
-        later = rest + (position - long) // jnp.maximum(each, 1)
-        return jnp.where(position < long, position // (each + 1), later)
-
-    return Shares(bound * each + jnp.minimum(bound, rest), worker_of)
-
-
-def shares_at(bound: jax.Array) -> Shares:
-    """Return shares of any size; workers without one come last.
-
-    Args:
-        bound: [W + 1] int32, from 0 to the number of positions, rising but at the end.
-    """
-
-    def worker_of(position):
-        ends = bound[1:].reshape(*[1] * position.ndim, -1)
-        return jnp.sum(ends <= position[..., None], axis=-1, dtype=jnp.int32)
-
-    return Shares(bound, worker_of)
-
-
 def _worker_rows(tile_fields, positions, make_shares, num_live, tiling: Tiling):
     """Return `Schedule.worker` without the first block's units, and `Schedule.pieces`.
 
@@ -236,88 +189,6 @@ def _worker_rows(tile_fields, positions, make_shares, num_live, tiling: Tiling):
     first = worker_of(begin)
     pieces = jnp.stack([first, worker_of(stop - 1) - first + 1], axis=-1)
     return worker, pieces.reshape(-1, 2)
-
-
-Inputs = tuple[jax.Array, jax.Array, jax.Array, Schedule]
-
-
-def prepare(
-    grouping: Grouping,
-    spec: KernelSpec,
-    rows: int = TILE_ROWS,
-    schedule: Schedule | None = None,
-) -> Inputs:
-    """Return what the kernels need to know of a step, for all layers of these sizes.
-
-    Args:
-        grouping: what each query of the step sees.
-        spec: static sizes.
-        rows: matrix rows of a tile's half.
-        schedule: the work lists, by default those of `make_schedule`.
-
-    Returns:
-        The arguments of `grouped_partial_attention` but for queries, keys and values:
-        masks [M * P // U + 1, mask_fields, U], row positions [T, halves, rows] and live
-        queries [1], all int32, and the schedule.
-    """
-    tiling = tiling_of(spec)
-    schedule = schedule or make_schedule(grouping, tiling, window=spec.window)
-    positions = _row_positions(grouping, spec, tiling, rows)
-    return _masks(grouping, spec), positions, grouping.num_live[None], schedule
-
-
-def tiling_of(spec: KernelSpec) -> Tiling:
-    """Return the sizes that work lists depend on."""
-    return Tiling(
-        half_queries=spec.half_queries,
-        halves=spec.halves,
-        unit_tokens=spec.config.unit_tokens,
-        block_tokens=spec.config.block_tokens,
-        num_kv_heads=spec.num_kv_heads,
-        num_workers=spec.num_workers,
-    )
-
-
-def _masks(grouping: Grouping, spec: KernelSpec) -> jax.Array:
-    """Return the masks of all units, and of one more that nobody sees.
-
-    A range of ranks is one int32, the end in its upper half: 3:5 is 0x00050003.
-    """
-    ranks = grouping.slot_first | (grouping.slot_end << 16)
-    if spec.window is not None:
-        # Kernels shield tokens of empty ranges, whatever the slots hold.
-        least = _least_position(grouping)
-        hidden = least - grouping.slot_position >= spec.window
-        ranks = jnp.where(hidden, 0, ranks)
-    fields = (ranks, grouping.slot_position)[: spec.mask_fields]
-    units = [x.reshape(-1, spec.config.unit_tokens) for x in fields]
-    return jnp.pad(jnp.stack(units, axis=1), ((0, 1), (0, 0), (0, 0)))
-
-
-def _least_position(grouping: Grouping) -> jax.Array:
-    """Return [M, P] int32, the least position of the queries in each token's range.
-
-    Row `j` of a table has the least of `2 ** j` positions from each on, so two entries
-    cover any range: of positions 7 5 6 9, ranks 0:3 are 0:2 and 1:3, so min(5, 5).
-    """
-    table = [grouping.query_position]
-    last = len(table[0]) - 1
-    for level in range(last.bit_length()):
-        later = jnp.minimum(jnp.arange(last + 1) + (1 << level), last)
-        table.append(jnp.minimum(table[-1], table[-1][later]))
-    first, end = grouping.slot_first, grouping.slot_end
-    level = 31 - jax.lax.clz(jnp.maximum(end - first, 1))
-    begins = jnp.stack([first, jnp.maximum(end - (1 << level), 0)])
-    return jnp.stack(table)[level, jnp.minimum(begins, last)].min(axis=0)
-
-
-def _row_positions(grouping: Grouping, spec: KernelSpec, tiling: Tiling, rows: int):
-    """Return the position of each matrix row's query; zeros without a window."""
-    shape = spec.num_tiles, spec.halves, rows
-    if spec.window is None:
-        return jnp.zeros(shape, jnp.int32)
-    each = jnp.repeat(query_positions(grouping, tiling), spec.group, axis=1)
-    return jnp.pad(each, ((0, 0), (0, rows - each.shape[1]))).reshape(shape)
 
 
 def head_chunks(

@@ -72,7 +72,7 @@ class Table:
         device_kind: name that `jax.Device` has for the kind of device.
         jax: version of JAX that measured last, None if nothing was measured.
         date: day when it was measured last, YYYY-MM-DD, or None.
-        entries: by key.
+        entries: the sizes that won, by what they depend on.
     """
 
     device_kind: str

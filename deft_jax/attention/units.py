@@ -38,7 +38,7 @@ def classify(grouping: Grouping, tiling: Tiling, window: int | None) -> jax.Arra
 
     Args:
         grouping: what each query sees.
-        tiling: static sizes.
+        tiling: sizes of tiles, units and blocks.
         window: a query sees only tokens less than this many positions back, or None.
     """
     tile_queries, half_queries = tiling.tile_queries, tiling.half_queries

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.attention.grouping import NARROW_SHARE, Grouping, WorkList
+from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.reference import tree_attention_reference
 from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.work_lists import NARROW_SHARE, WorkList
 
 BLOCK_TOKENS = 512
 PAIR_TOKENS = 1024
@@ -40,7 +41,7 @@ def tree_attention_xla(
         k_pages: [M, K, P, D], keys.
         v_pages: [M, K, P, D], values.
         grouping: what each query sees, and the pages to walk.
-        spec: what is computed.
+        spec: scale, window and soft cap of the logits.
 
     Returns:
         out: [Q, H, D] in q's dtype; zeros for queries that see nothing.
@@ -112,9 +113,9 @@ def _wide_state(heads, k_pages, v_pages, grouping, spec):
 
 
 def _tile_mask(grouping, start, position, group, window):
-    """Return a function from pages [C] and valid [C] to what a tile's queries see.
+    """Return a function from pages [J] and valid [J] to what a tile's queries see.
 
-    Its result is [tile * G, C * P] bool, true where the query sees the token. Heads
+    Its result is [tile * G, J * P] bool, true where the query sees the token. Heads
     share it, so that the comparisons are made once for all of them.
     """
     rank = start + jnp.arange(position.shape[0], dtype=jnp.int32)
@@ -212,7 +213,7 @@ def _add_narrow(state, heads, k_pages, v_pages, grouping, spec):
 
 
 def _pair_mask(grouping, page, query, window):
-    """Return [C, P] bool, true for tokens of a pair's page that its query sees."""
+    """Return [J, P] bool, true for tokens of a pair's page that its query sees."""
     rank = query[:, None]
     seen = (grouping.slot_first[page] <= rank) & (rank < grouping.slot_end[page])
     if window is None:
@@ -222,7 +223,7 @@ def _pair_mask(grouping, page, query, window):
 
 
 def _attend_pairs(q, k, v, seen, spec):
-    """Return the softmax of each pair: q [C, K, G, D] over k and v [C, K, P, D]."""
+    """Return the softmax of each pair: q [J, K, G, D] over k and v [J, K, P, D]."""
     batch = ((0, 1), (0, 1))
     scores = lax.dot_general(k, q, (((3,), (3,)), batch), **_products(q.dtype))
     scores = jnp.where(seen[:, None, None], spec(scores.swapaxes(2, 3)), MASKED)
@@ -239,7 +240,7 @@ def _attend_pairs(q, k, v, seen, spec):
 
 
 def _merge_pairs(state, partial, query, valid):
-    """Merge partials [C, ...] into the state [Q, ...] of their queries.
+    """Merge partials [J, ...] into the state [Q, ...] of their queries.
 
     The sum over the pairs of a query is a product with a 0/1 matrix: a scatter is a
     serial loop on a CPU.
@@ -276,7 +277,7 @@ def _products(dtype):
 
 
 def _gather_heads(pages, index):
-    """Return pages [C] of [M, K, P, D] as [K, C * P, D], which the products want."""
+    """Return pages [J] of [M, K, P, D] as [K, J * P, D], which the products want."""
     num_pages, num_kv_heads, page_size, head_dim = pages.shape
     flat = pages.reshape(num_pages * num_kv_heads, page_size, head_dim)
     head = jnp.arange(num_kv_heads, dtype=jnp.int32)

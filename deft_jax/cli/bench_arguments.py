@@ -20,7 +20,7 @@ from deft_jax.cli.device_options import (
     add_page_size,
 )
 from deft_jax.cli.parser import AddOptions
-from deft_jax.models.config import config
+from deft_jax.models.config import shapes
 
 IMPLEMENTATIONS = ("mosaic_gpu", "xla")
 """The implementations that are compared: the oracle is no way to decode."""
@@ -82,7 +82,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         model.add_argument("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
         model.add_argument(
             "--shape",
-            choices=list(config.SHAPES),
+            choices=list(shapes.SHAPES),
             help="a published shape with random weights, in place of a model",
         )
         _add_common(one, name)

@@ -13,6 +13,7 @@ import numpy as np
 from deft_jax.capacity import bucket
 from deft_jax.engine.host_tree import HostTree, Tokenizer
 from deft_jax.engine.log_replay import LogReplay
+from deft_jax.engine.plan_notices import plan_notices
 from deft_jax.engine.progress import Progress
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner
@@ -192,6 +193,11 @@ class Generation:
         for event in events:
             self.on_token(event)
         self.progress.count_burst(seen, len(events))
+        vocab_size = self.runner.model.config.vocab_size
+        self.notices = (
+            plan_notices(seen, self.scheduler.active, self.capacity.nodes, vocab_size)
+            | self.notices
+        )
         self._end_done(seen)
         return bool(seen["overflow"])
 

@@ -182,6 +182,9 @@ class HostTree:
     def accept(self, tip: int) -> list[TokenEvent]:
         """Move the tokens of a draft path into its trunk, and forget its other drafts.
 
+        What hangs on a draft that is forgotten is forgotten too. Children of the tip
+        that are no drafts become the trunk's.
+
         Args:
             tip: id of the last accepted draft, or of the trunk to accept none.
 
@@ -198,9 +201,11 @@ class HostTree:
             for token, logprob in zip(draft.tokens, draft.logprobs, strict=True):
                 event = self.grow(trunk.id, token, logprob, None)
                 events += [event] if event else []
-        gone = {trunk.id}
+        gone: set[int | None] = set()
         for branch in list(self.branches.values()):
-            if branch.draft and branch.parent in gone:
+            if path and branch.parent == tip and not branch.draft:
+                branch.parent = trunk.id
+            elif branch.parent in gone or (branch.draft and branch.parent == trunk.id):
                 gone.add(branch.id)
                 del self.branches[branch.id]
         return events

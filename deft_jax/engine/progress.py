@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from deft_jax.accounting.sizes import AttentionSizes, kv_bytes
@@ -35,7 +34,6 @@ class Progress:
             capacity: what the engine holds at once.
             prompt_tokens: tokens of all prompts together.
         """
-        config = model.config
         self.on_status: Callable[[Status], None] = lambda status: None
         self.prefill_s = self.decode_s = 0.0
         self.status = Status(
@@ -44,13 +42,7 @@ class Progress:
             prompt_tokens_total=prompt_tokens,
         )
         self._capacity = capacity
-        self._sizes = AttentionSizes(
-            num_q_heads=config.num_q_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            itemsize=jnp.dtype(model.dtype).itemsize,
-            num_layers=config.num_layers,
-        )
+        self._sizes = AttentionSizes.of(model)
         self._begin = time.perf_counter()
         self._decoded_until = 0.0
         self._most_pages = 0

@@ -76,7 +76,7 @@ def _check(layer: LayerKV, page, slot, k, v) -> None:
     """Check that rows fit the pool they are written to.
 
     Raises:
-        ValueError: they do not.
+        ValueError: shapes or dtypes do not fit.
     """
     for name, index in (("page", page), ("slot", slot)):
         if not jnp.issubdtype(index.dtype, jnp.integer):

@@ -32,7 +32,7 @@ class QKV:
             by side.
         cos: [Q, D / 2] float32, cosines of the tokens' rotary angles.
         sin: [Q, D / 2] float32, sines of them.
-        num_kv_heads: static, `K`.
+        num_kv_heads: static, `K`, key heads and value heads in `heads`.
         eps: static, added to the mean square.
     """
 

@@ -56,7 +56,7 @@ class Status:
 
 
 def share_saved(read_bytes: float, radix_bytes: float) -> float:
-    """Share of KV reads saved against one sequence at a time: at most 1, 0 if none."""
+    """Return the part of KV reads that the tree saves, at most 1; 0 of no reads."""
     return 1.0 - read_bytes / radix_bytes if radix_bytes else 0.0
 
 

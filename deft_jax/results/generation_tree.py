@@ -25,8 +25,9 @@ class GenerationTree:
         answer: answer that most branches gave, for a strategy that votes.
         agreement: votes for `answer` over the branches that gave any answer.
         votes: number of branches per answer.
-        notice: one line about what ended the request early: a full KV pool, or numbers
-            of the model that are not finite. None if nothing did.
+        notice: one line about what ended the request or a branch early: a full KV
+            pool, numbers of the model that are not finite, or a strategy's plan that
+            could not be carried out. None if nothing did.
     """
 
     request: int

@@ -25,7 +25,7 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
 
     Args:
         state: the state before the step.
-        plan: what to do.
+        plan: what the planner asks for.
         draft_depth: levels of rows that continue rows of the same plan, 1 for none.
 
     Returns:
@@ -72,7 +72,7 @@ def _change(
 
     Args:
         tree: the forest before the step.
-        plan: what to do.
+        plan: what the planner asks for.
         live: [B] bool, rows that go on.
         ended: [R] bool, requests that end.
         roots: [R] int32, root of each request slot, N for free slots.
@@ -99,7 +99,7 @@ def _drops(plan: Plan, live: jax.Array, ended_root: jax.Array):
     """Find what a plan drops: what it prunes, rows that finish and ended requests.
 
     Args:
-        plan: what to do.
+        plan: what the planner asks for.
         live: [B] bool, rows that go on.
         ended_root: [R] int32, roots of the requests that end, N for the others.
 

@@ -9,8 +9,8 @@ from deft_jax.strategies.protocol import LENGTH, RUNNING, Plan, View
 from deft_jax.tree.state import NO_NODE
 
 
-def within_limits(plan: Plan, view: View, draft_depth: int) -> Plan:
-    """Return the plan without what cannot be carried out.
+def within_limits(plan: Plan, view: View, draft_depth: int) -> tuple[Plan, jax.Array]:
+    """Return the plan without what cannot be carried out, and what was left out.
 
     A row is idle if its source is no live node, and no earlier row of the plan that
     takes part with at most `draft_depth` levels; or if its token is not in the
@@ -19,19 +19,24 @@ def within_limits(plan: Plan, view: View, draft_depth: int) -> Plan:
 
     Args:
         plan: what the planner asks for.
-        view: what it saw.
+        view: what the planner saw.
         draft_depth: levels of rows that may continue rows of the plan.
+
+    Returns:
+        The plan, and [B] int32 the source of each row that was left out, NO_NODE for
+        the others.
     """
     possible = _possible(plan, view, draft_depth)
     limit = view.table.max_new_tokens
     slot = jnp.clip(plan.request, 0, limit.shape[0] - 1)
     full = ~plan.draft & (plan.generated >= limit[slot])
-    return dataclasses.replace(
+    plan_within = dataclasses.replace(
         plan,
         source=jnp.where(possible, plan.source, NO_NODE),
         accept=jnp.where(_is_live(view, plan.accept), plan.accept, NO_NODE),
         finish=jnp.where(full & (plan.finish == RUNNING), LENGTH, plan.finish),
     )
+    return plan_within, jnp.where(possible, NO_NODE, plan.source)
 
 
 def _possible(plan: Plan, view: View, draft_depth: int) -> jax.Array:

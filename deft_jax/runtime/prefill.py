@@ -30,7 +30,7 @@ def prefill(
     Args:
         model: the network.
         state: donated by the caller's jit.
-        chunk: the tokens.
+        chunk: prompt tokens to feed.
         method: static; stores KV and attends.
     """
     tree, size = replace(state.tree, overflow=jnp.int32(0)), state.tree.num_nodes
@@ -73,7 +73,7 @@ def any_of_request(flag: jax.Array, request: jax.Array, num_requests: int) -> ja
     flag 1 0 0, request 1 0 2, 3 requests  ->  0 1 0
 
     Args:
-        flag: [Q] bool.
+        flag: [Q] bool, true for rows that are flagged.
         request: [Q] int32, request slot of each row.
         num_requests: `R`.
     """

@@ -59,6 +59,7 @@ class StepLog:
         draft_logprob: float32, log-probability of the draft that each row held.
         source: int32, node that each row continued, N + j for the node of row j of the
             same step, NO_NODE for an idle row.
+        left_out: int32, source of a row that asked for what cannot be, else NO_NODE.
         branch: bool, true where the row's token began a new child.
         draft: bool, true where that child is a draft.
         node: int32, node that each row's token went to, N if it was not fed.
@@ -74,6 +75,7 @@ class StepLog:
     accept: Any
     draft_logprob: Any
     source: Any
+    left_out: Any
     branch: Any
     draft: Any
     node: Any

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.attention.grouping import Grouping, query_ranks, slot_ranges
+from deft_jax.attention.grouping import Grouping
+from deft_jax.attention.query_ranges import query_ranks, slot_ranges
 from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model, forward
@@ -85,7 +86,7 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
     view = _look(model, state, table)
     with jax.named_scope("tree_operations"):
         planner_state, plan = planner.plan(state.planner, view)
-        plan = within_limits(plan, view, planner.draft_depth)
+        plan, left_out = within_limits(plan, view, planner.draft_depth)
         plan, not_finite = _end_not_finite(state, view, plan)
         tree, slots, roots, keys = apply_plan(state, plan, planner.draft_depth)
         fits = tree.overflow == 0
@@ -108,7 +109,7 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
         branch_keys=keys,
         keep=jnp.where(fits, plan.keep, state.keep),
         planner=choose(fits, planner_state, state.planner),
-        log=_write_log(state, plan, slots, grouping),
+        log=_write_log(state, plan, left_out, slots, grouping),
         step=state.step + jnp.where(fits, 1, 0),
     )
 
@@ -189,7 +190,11 @@ def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
 
 
 def _write_log(
-    state: DecodeState, plan: Plan, slots: Slots, grouping: Grouping
+    state: DecodeState,
+    plan: Plan,
+    left_out: jax.Array,
+    slots: Slots,
+    grouping: Grouping,
 ) -> jax.Array:
     """Return the log with this step; its counts are int32 and summed by the host."""
     tree_tokens = jnp.sum(grouping.slot_first < grouping.slot_end, dtype=jnp.int32)
@@ -198,6 +203,7 @@ def _write_log(
         accept=plan.accept,
         draft_logprob=plan.draft_logprob,
         source=plan.source,
+        left_out=left_out,
         branch=plan.branch,
         draft=plan.draft,
         node=slots.node,

@@ -96,15 +96,15 @@ class SamplingRows:
     """Sampling parameters of B rows, or of R requests; `Sampling` explains them.
 
     Attributes:
-        temperature: [B] float32.
-        top_k: [B] int32.
-        top_p: [B] float32.
-        min_p: [B] float32.
-        repetition_penalty: [B] float32.
+        temperature: [B] float32, divisor of the logits; 0 takes the likeliest token.
+        top_k: [B] int32, number of the most probable tokens to keep; 0 keeps all.
+        top_p: [B] float32, probability that the kept tokens must hold.
+        min_p: [B] float32, fraction of the largest probability that is kept.
+        repetition_penalty: [B] float32, divisor or factor of logits of path tokens.
         bias_token: [B, biases] int32, token ids, distinct in a row; `NO_TOKEN` where
             unused.
         bias_value: [B, biases] float32, added to the logits of `bias_token`.
-        seed: [B] uint32.
+        seed: [B] uint32, number that the draws follow from.
     """
 
     temperature: jax.Array

@@ -25,7 +25,7 @@ class Threshold(NamedTuple):
     """What is kept of each row: all above a value, and the first of those equal to it.
 
     Attributes:
-        value: [B] float32.
+        value: [B] float32, the least value that is kept.
         last_tie: [B] int32, id of the last token kept among those that have the value.
     """
 
@@ -134,7 +134,7 @@ def _find_threshold(
     Tokens are kept by falling value and rising id.
 
     Args:
-        values: [B, V] float32.
+        values: [B, V] float32, what tokens are ranked by.
         weight_of: gives the weights of values, elementwise; not falling.
         goal: [B] float32, at most the weight of the row.
         start: brackets in which to look for the lowest value to keep.

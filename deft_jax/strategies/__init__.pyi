@@ -1,7 +1,8 @@
 """How trees grow: the protocol of planners, and those that come with it."""
 
-from .check_plan import check_plan, checked
+from .check_plan import check_plan
 from .check_planner import check_planner
+from .checked_strategy import checked
 from .parallel import BestOfN, ContinueAll, SelfConsistency
 from .protocol import (
     LENGTH,

@@ -1,26 +1,20 @@
 """Checks of a plan on the host, for whoever writes a planner.
 
 The decode loop checks nothing that would cost time: a row that asks for the impossible
-is idle there, and one that asks for the wrong thing gives wrong text. `checked` says
-what is wrong with the first such plan.
+is idle there, and one that asks for the wrong thing gives wrong text.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import io_callback
 
-from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.strategies.protocol import (
     LENGTH,
     RUNNING,
     STOP,
     Plan,
-    Planner,
-    Strategy,
     View,
 )
 from deft_jax.strategies.tree_paths import TreePaths
@@ -40,7 +34,7 @@ def check_plan(view: View, plan: Plan, draft_depth: int = 1) -> None:
     """
     check_shapes(view, plan)
     view, plan = jax.tree.map(np.asarray, (view, plan))
-    for problem in _problems(view, plan, draft_depth):
+    for problem in find_problems(view, plan, draft_depth):
         raise DeftError(problem)
 
 
@@ -61,99 +55,22 @@ def check_shapes(view: View, plan: Plan) -> None:
             )
 
 
-def checked(strategy: Strategy) -> Strategy:
-    """Return the strategy with every plan of its planner checked, for tests.
-
-    Use it in place of the strategy in a call of `Engine.generate`, which then raises
-    the `DeftError` of the first plan that `check_plan` refuses. It is slow, since every
-    step waits for the host, and compiles anew.
-    """
-    return _CheckedStrategy(strategy)
-
-
-class _CheckedStrategy:
-    """A strategy that fails when its first tree is concluded, if a plan was bad.
-
-    Attributes:
-        planner: the strategy's planner, which notes what was wrong with its plans.
-    """
-
-    def __init__(self, strategy: Strategy):
-        self._strategy = strategy
-        self.planner = _CheckedPlanner(strategy.planner)
-
-    @property
-    def rows(self) -> int:
-        """The strategy's rows."""
-        return self._strategy.rows
-
-    @property
-    def nodes(self) -> int:
-        """The strategy's nodes."""
-        return self._strategy.nodes
-
-    def conclude(self, tree: Any) -> Any:
-        """Return what the strategy concludes.
-
-        Raises:
-            DeftError: a plan was bad.
-        """
-        jax.effects_barrier()
-        if self.planner.problems:
-            raise DeftError(self.planner.problems[0])
-        return self._strategy.conclude(tree)
-
-
-class _CheckedPlanner:
-    """A planner that notes what is wrong with its plans; equal to itself alone.
-
-    Attributes:
-        problems: what was wrong since `init`, in the order of the steps.
-    """
-
-    def __init__(self, planner: Planner):
-        self._planner = planner
-        self.problems: list[str] = []
-
-    @property
-    def draft_depth(self) -> int:
-        """The planner's levels of rows."""
-        return self._planner.draft_depth
-
-    def init(self, capacity: Capacity) -> Any:
-        """Return the planner's first state; what was wrong before is forgotten."""
-        self.problems.clear()
-        return self._planner.init(capacity)
-
-    def plan(self, state: Any, view: View) -> tuple[Any, Plan]:
-        """Return the planner's next state and plan, which the host looks at."""
-        state, plan = self._planner.plan(state, view)
-        check_shapes(view, plan)
-        io_callback(self._note, None, view, plan, ordered=True)
-        return state, plan
-
-    def _note(self, view: View, plan: Plan) -> None:
-        view, plan = jax.tree.map(np.asarray, (view, plan))
-        self.problems += list(_problems(view, plan, self.draft_depth))
-
-
-def _problems(view: View, plan: Plan, draft_depth: int) -> Iterator[str]:
+def find_problems(view: View, plan: Plan, draft_depth: int) -> Iterator[str]:
     """Yield what is wrong with a plan of NumPy arrays, the rows in order."""
     paths = TreePaths(view, plan)
-    yield from _bad_tips_and_prunes(view, plan)
-    grown: dict[int, int] = {}
-    named: dict[tuple[int, int], int] = {}
+    yield from _bad_tips_and_prunes(view, plan, paths)
+    growth = _Growth()
     level = np.zeros(len(plan.source), int)
     for row in np.flatnonzero(plan.source != NO_NODE).tolist():
         found = list(_bad_source(plan, paths, row, level, draft_depth))
         found = found or list(_bad_token(view, plan, paths, row))
-        found = found or list(_bad_growth(plan, paths, row, grown, named))
+        found = found or list(growth.problems(plan, paths, row, level[row]))
         yield from found
         if not found:
             paths.place(row)
 
 
-def _bad_tips_and_prunes(view: View, plan: Plan) -> Iterator[str]:
+def _bad_tips_and_prunes(view: View, plan: Plan, paths: TreePaths) -> Iterator[str]:
     """Yield what is wrong with the nodes that a plan accepts and prunes."""
     live, trunks = view.tree.live, {}
     for row, tip in enumerate(plan.accept.tolist()):
@@ -169,6 +86,11 @@ def _bad_tips_and_prunes(view: View, plan: Plan) -> Iterator[str]:
                 f"node {trunk}; accept one tip"
             )
         trunks[trunk] = row
+        for child in paths.overrun(tip):
+            yield (
+                f"row {row} accepts node {tip}, so that node {trunk} grows; a node "
+                f"above the tip has child {child}, which is no draft and would be lost"
+            )
     for node in np.flatnonzero(plan.prune & ~live).tolist():
         yield f"node {node} is pruned, which is not live"
 
@@ -230,38 +152,59 @@ def _bad_token(view: View, plan: Plan, paths: TreePaths, row: int) -> Iterator[s
         )
 
 
-def _bad_growth(
-    plan: Plan,
-    paths: TreePaths,
-    row: int,
-    grown: dict[int, int],
-    named: dict[tuple[int, int], int],
-) -> Iterator[str]:
-    """Yield what is wrong with how a row goes on.
+class _Growth:
+    """How the rows so far go on: in place, or in a child of the node they continue.
 
-    Args:
-        plan: the plan.
-        paths: the forest as the plan finds it, with the rows so far.
-        row: the row.
-        grown: rows so far that grow a node in place, by node code.
-        named: rows so far that make a child with a number, by node code and number.
+    Rows of one level find the same forest, in which a node that one of them grows has
+    its new token already, or not: neither is what a row that branches there wants.
     """
-    node, child = paths.parent_of(row), int(plan.child[row])
-    direct = plan.source[row] < paths.num_nodes
-    if not plan.branch[row]:
+
+    def __init__(self):
+        """Start without a row."""
+        self._grown: dict[int, tuple[int, int]] = {}
+        self._branched: dict[tuple[int, int], int] = {}
+        self._named: dict[tuple[int, int], int] = {}
+
+    def problems(
+        self, plan: Plan, paths: TreePaths, row: int, level: int
+    ) -> Iterator[str]:
+        """Yield what is wrong with how a row goes on, and note how it does.
+
+        Args:
+            plan: what the planner asks for.
+            paths: the forest as the plan finds it, with the rows so far.
+            row: number of the row.
+            level: level of the row: 1 for a row that continues a node of the tree.
+        """
+        node, child = paths.parent_of(row), int(plan.child[row])
+        named = self._named.get((node, child))
+        if not plan.branch[row]:
+            yield from self._in_place(plan, paths, row, level)
+            self._grown[node] = row, level
+            return
+        self._branched.setdefault((node, level), row)
+        grower, at_level = self._grown.get(node, (row, 0))
+        if at_level == level:
+            yield (
+                f"row {row} branches from {paths.name(node)}, which row {grower} grows "
+                "in place"
+            )
+        elif not plan.draft[row] and child >= 0:
+            if named is not None:
+                yield f"rows {named} and {row} both make child {child}"
+            self._named[node, child] = row
+
+    def _in_place(
+        self, plan: Plan, paths: TreePaths, row: int, level: int
+    ) -> Iterator[str]:
+        """Yield what is wrong with a row that continues a node in the node itself."""
+        node = paths.parent_of(row)
         if plan.draft[row]:
             yield f"row {row} is a draft and must branch"
-        if node in grown:
-            yield f"rows {grown[node]} and {row} both grow node {node} in place"
+        name = paths.name(node)
+        if node in self._grown:
+            yield f"rows {self._grown[node][0]} and {row} both grow {name} in place"
         elif (other := paths.child_of(node)) is not None:
-            yield f"row {row} grows node {node} in place, which has a child, {other}"
-        grown[node] = row
-    elif direct and node in grown:
-        yield (
-            f"row {row} branches from node {node}, which row {grown[node]} grows in "
-            "place"
-        )
-    elif not plan.draft[row] and child >= 0:
-        if (node, child) in named:
-            yield f"rows {named[node, child]} and {row} both make child {child}"
-        named[node, child] = row
+            yield f"row {row} grows {name} in place, which has a child, {other}"
+        elif (brancher := self._branched.get((node, level))) is not None:
+            yield f"row {row} grows {name} in place, from which row {brancher} branches"

@@ -22,7 +22,7 @@ def check_planner(planner: Planner, capacity: Capacity, vocab_size: int = 256) -
     """Check that a planner can be part of the decode loop.
 
     Args:
-        planner: the planner.
+        planner: what is traced.
         capacity: what the engine would hold.
         vocab_size: size of the vocabulary.
 

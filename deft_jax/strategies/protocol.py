@@ -116,7 +116,8 @@ class Plan:
     vocabulary. A branch with `max_new_tokens` tokens ends, whatever `finish` says.
 
     Attributes:
-        accept: [B] int32, tips of draft paths to keep (`tree.accept`), else NO_NODE.
+        accept: [B] int32, tips of draft paths to keep (`tree.accept`), else NO_NODE;
+            nodes above a tip must have no children but drafts.
         draft_logprob: [B] float32, log-probability of the draft that each row of the
             view holds, now that it is known; for the result, if it is accepted.
         prune: [N] bool, nodes to drop with all below them.

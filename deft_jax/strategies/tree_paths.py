@@ -24,17 +24,42 @@ class TreePaths:
         """
         self._tree, self._plan, self._roots = view.tree, plan, view.roots.tolist()
         self.num_nodes = view.tree.num_nodes
-        nodes = np.arange(self.num_nodes)
-        self._live = view.tree.live.copy()
+        self._live, self._parent = view.tree.live.copy(), view.tree.parent.copy()
         self._end = view.tree.start + view.tree.count
-        self._is_draft = self._live & (view.tree.storage != nodes)
+        self._is_draft = self._live & (view.tree.storage != np.arange(self.num_nodes))
         for tip in plan.accept[(plan.accept >= 0) & (plan.accept < self.num_nodes)]:
             if self._live[tip]:
-                trunk = view.tree.storage[tip]
-                self._end[trunk] = view.tree.start[tip] + view.tree.count[tip]
-                self._live &= ~(self._is_draft & (view.tree.storage == trunk))
+                self._accept(int(tip))
         self._node: dict[int, int] = {}
         self._length: dict[int, int] = {}
+
+    def _accept(self, tip: int) -> None:
+        """Let the trunk of a tip take over its tokens; drop what hangs on others."""
+        trunk = int(self._tree.storage[tip])
+        self._end[trunk] = self._end[tip]
+        dead = self._is_draft & (self._tree.storage == trunk)
+        self._parent[(self._parent == tip) & ~dead] = trunk
+        dead[self.overrun(tip)] = True
+        for node in np.argsort(self._tree.first, kind="stable"):
+            if (above := self._parent[node]) != NO_NODE:
+                dead[node] |= dead[above]
+        self._live &= ~dead
+
+    def overrun(self, tip: int) -> list[int]:
+        """Return the children of nodes above a tip that are no drafts of its trunk."""
+        tree, path = self._tree, [tip]
+        while path[-1] != tree.storage[tip]:
+            path.append(int(tree.parent[path[-1]]))
+        children = np.isin(tree.parent, path[1:]) & tree.live
+        return np.flatnonzero(children & (tree.storage != tree.storage[tip])).tolist()
+
+    def name(self, code: int) -> str:
+        """Return what a code stands for, in words: "node 3", "row 1's new node"."""
+        return (
+            f"node {code}"
+            if code < self.num_nodes
+            else f"row {code - self.num_nodes}'s new node"
+        )
 
     def is_live(self, node: int) -> bool:
         """Return whether a node is there once the plan has accepted drafts."""
@@ -49,7 +74,7 @@ class TreePaths:
         while node != NO_NODE:
             if self._plan.prune[node]:
                 return node
-            node = int(self._tree.parent[node])
+            node = int(self._parent[node])
         return None
 
     def parent_of(self, row: int) -> int:
@@ -61,7 +86,7 @@ class TreePaths:
 
     def child_of(self, code: int) -> int | None:
         """Return a child of a node that is no draft, if it has one."""
-        own = self._live & ~self._is_draft & (self._tree.parent == code)
+        own = self._live & ~self._is_draft & (self._parent == code)
         return int(own.argmax()) if code < self.num_nodes and own.any() else None
 
     def request_of(self, row: int) -> int:

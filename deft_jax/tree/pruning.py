@@ -36,8 +36,8 @@ def accept(tree: Tree, tip: jax.Array) -> Tree:
     slots are used again by the next tokens of the trunk. No KV moves.
 
     The trunk grows, so of the nodes on the path the tip alone may have children that
-    are no drafts: others would start before the trunk's new end. `Tree.check` finds
-    such children.
+    are no drafts: others would start before the trunk's new end. They are dropped with
+    all below them; `check_plan` finds plans that would do so.
 
     Args:
         tree: the forest.
@@ -79,16 +79,20 @@ def _merge(tree: Tree, tip: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
     # The depth-first number of each trunk's tip, then of each node's trunk's tip: the
     # drafts whose intervals hold it are on the path.
     #     trunk T 0-5, drafts X 1-4, Y 2-4, Z 3-4 and W 4-5, tip Y  ->  2 is in X, Y
+    # T and X are above the tip: of their children only drafts may stay.
     goal = largest(trunk, size, tree.first.at[tip].get(mode="clip"))
     goal = goal.at[tree.storage].get(mode="fill", fill_value=-1)
-    draft = (tree.storage != jnp.arange(size)) & (goal >= 0)
+    is_draft = tree.storage != jnp.arange(size)
+    draft = is_draft & (goal >= 0)
     on_path = draft & (tree.first <= goal) & (goal < tree.end)
-    dead = _below(tree, draft & ~on_path)
+    parent = jnp.clip(tree.parent, 0, size - 1)
+    above_tip = (tree.first < goal) & (goal < tree.end)
+    overrun = (tree.parent >= 0) & above_tip[parent] & ~is_draft
+    dead = _below(tree, (draft & ~on_path) | overrun)
     merged = on_path & ~dead
 
     gain = jnp.where(merged, tree.count, 0)
     count = tree.count + tally(tree.storage, size, gain)
-    parent = jnp.clip(tree.parent, 0, size - 1)
     adopted = (tree.parent >= 0) & merged[parent]
     tree = replace(
         tree,

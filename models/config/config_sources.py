@@ -33,7 +33,7 @@ def hf_arguments(values: Mapping[str, object], source: str) -> dict[str, Any]:
 
     Args:
         values: the decoded JSON object.
-        source: name for errors.
+        source: what errors call the file.
 
     Raises:
         DeftError: a value is missing, malformed or not supported.
@@ -109,7 +109,7 @@ def gguf_arguments(
     Args:
         values: the metadata.
         rope_factors: name to content of the tensors of rotary divisors.
-        source: name for errors.
+        source: what errors call the file.
 
     Raises:
         DeftError: a value is missing, malformed or not supported.

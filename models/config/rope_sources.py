@@ -27,7 +27,7 @@ def rope_from_hf(
     what older ones write, with the kind under `rope_type` or, older still, `type`.
 
     Args:
-        fields: the config.
+        fields: content of config.json.
         context_length: `max_position_embeddings`.
 
     Raises:
@@ -120,7 +120,7 @@ def rope_from_gguf(
     Llama-3 scaling is not among them: GGUF stores its divisors as a tensor.
 
     Args:
-        fields: the metadata.
+        fields: metadata of the GGUF file.
         context_length: `llama.context_length`.
         long_factors: content of the tensor `rope_factors_long.weight`, [D / 2].
         short_factors: content of the tensor `rope_factors_short.weight`, [D / 2].

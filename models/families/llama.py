@@ -36,13 +36,13 @@ class Layer(nnx.Module):
     Attributes:
         config: shape and constants.
         qkv: [E, (H + 2 K) D], query, key and value projections side by side.
-        out: [H D, E].
+        out: [H D, E], output projection of the attention.
         gate_up: [E, 2 F], gate and up projections side by side.
-        down: [F, E].
-        qkv_bias: [(H + 2 K) D], or None where there is none.
-        out_bias: [E], or None.
-        gate_up_bias: [2 F], or None.
-        down_bias: [E], or None.
+        down: [F, E], down projection of the SwiGLU.
+        qkv_bias: [(H + 2 K) D], added to the products of `qkv`; None for no bias.
+        out_bias: [E], added to the products of `out`; None for no bias.
+        gate_up_bias: [2 F], added to the products of `gate_up`; None for no bias.
+        down_bias: [E], added to the products of `down`; None for no bias.
     """
 
     def __init__(self, config: LlamaConfig, weights: Mapping[str, jax.Array]):
@@ -88,8 +88,8 @@ class Llama(nnx.Module):
         config: shape and constants.
         embedding: [V, E], or None where the head is tied.
         layers: the blocks.
-        norm: [E], final RMSNorm.
-        head: [E, V].
+        norm: [E], weight of the final RMSNorm.
+        head: [E, V], output head; a tied one is the embedding too.
     """
 
     def __init__(self, config: LlamaConfig, weights: Mapping[str, jax.Array]):

@@ -90,7 +90,7 @@ def required(metadata: Mapping[str, Any], name: str) -> Any:
     """Return the value behind `tokenizer.ggml.`.
 
     Raises:
-        DeftError: there is none.
+        DeftError: the metadata has no such value.
     """
     key = f"tokenizer.ggml.{name}"
     if key not in metadata:
@@ -105,7 +105,7 @@ def required_list(metadata: Mapping[str, Any], name: str, kind: Any) -> Sequence
     """Return the list behind `tokenizer.ggml.`, all of whose entries are of one kind.
 
     Raises:
-        DeftError: there is none, or it is no such list.
+        DeftError: the metadata has no such value, or it is no such list.
     """
     values = required(metadata, name)
     if not isinstance(values, list | tuple):

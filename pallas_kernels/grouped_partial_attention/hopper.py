@@ -75,7 +75,7 @@ def grouped_partial_attention(
     What slots hold that no query of the step sees plays no role, be it NaN.
 
     Args:
-        spec: static sizes.
+        spec: what the kernel is compiled for.
         q: [Q, K, G, D], queries in rank order.
         k_pages: [M, K, P, D], keys.
         v_pages: [M, K, P, D], values.

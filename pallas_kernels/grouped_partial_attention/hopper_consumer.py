@@ -33,7 +33,7 @@ class Consumer:
     """One warpgroup with one half of each tile's rows.
 
     Attributes:
-        spec: static sizes.
+        spec: what the kernel is compiled for.
         worker: number of the worker.
         half: number of the warpgroup.
         keys: ring of [BN, D] blocks, `BN` tokens each; partial results come last.

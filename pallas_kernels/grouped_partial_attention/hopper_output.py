@@ -21,7 +21,7 @@ class Output:
     """The way out of one warpgroup's results.
 
     Attributes:
-        spec: static sizes.
+        spec: what the kernel is compiled for.
         worker: number of the worker.
         half: number of the warpgroup.
         share: share of the worker.
@@ -110,7 +110,7 @@ def store_lse(spec: KernelSpec, ref, lse_ref, first, head, interpreted: bool) ->
     """Copy [64] shared memory, written before a barrier, to a half's part of [Q, K, G].
 
     Args:
-        spec: static sizes.
+        spec: what the kernel is compiled for.
         ref: [64] float32 shared memory.
         lse_ref: [Q, K, G] float32 global memory.
         first: rank of the first query of the half; may be at or above `Q`.

@@ -40,7 +40,7 @@ class Producer:
     """The copies of one worker, each kind made by one warp.
 
     Attributes:
-        spec: static sizes.
+        spec: what the kernel is compiled for.
         worker: number of the worker.
         worker_ref: [W, 16 + units of a block] int32, shares of the workers.
         tile_ref: [T, 8] int32, units of the tiles by class.

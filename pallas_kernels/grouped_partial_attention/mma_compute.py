@@ -29,7 +29,7 @@ class Compute:
     """The arithmetic of one block of threads.
 
     Attributes:
-        spec: static sizes.
+        spec: what the kernel is compiled for.
         tile: tile of the rows.
         fetch: what brings the blocks.
         mask_ref: [M * P // U + 1, fields, U] int32.
@@ -125,7 +125,7 @@ class Compute:
         """Return [rows, block] bool, true where the row sees the token, and the unseen.
 
         Args:
-            index: tile.
+            index: number of the tile.
             masks: what `_load_masks` returned.
             positions: [rows] int32 registers; None without a window.
         """

@@ -39,7 +39,7 @@ class Fetch:
     """Fills a ring of stages; all four warps copy, and compute in between.
 
     Attributes:
-        spec: static sizes.
+        spec: what the kernel is compiled for.
         worker: number of this block of threads.
         worker_ref: [W, 16 + units of a block] int32, shares of the workers.
         tile_ref: [T, 8] int32, units of the tiles by class.

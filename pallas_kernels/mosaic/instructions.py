@@ -92,8 +92,8 @@ def store_by_row(values, out, first, head, rows: int) -> None:
         out: [Q, K, G] ref in global memory; row `r` is query `first + r // G`, head
             `r % G`.
         first: first query of the tile; may be at or above `Q`.
-        head: index along `K`.
-        rows: rows in use.
+        head: number of the KV head.
+        rows: rows of the tile that belong to queries.
     """
     num_queries, _, group = out.shape
     scalar = plgpu.Layout.WG_SPLAT

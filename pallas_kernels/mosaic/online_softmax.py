@@ -46,7 +46,7 @@ def sees(tile: Tile, spec: KernelSpec, ranks, first_row, back=None):
 
     Args:
         tile: tile of the rows.
-        spec: static sizes.
+        spec: what the kernel is compiled for.
         ranks: [columns] int32, first rank that sees the token and, 16 bits up, one past
             the last.
         first_row: number of the tile's first row among the rows of all queries.

@@ -160,7 +160,7 @@ def _zero_part(values, row, part, parts: int) -> None:
 
     Args:
         values: [tokens / 8, D / width, 8, width] memref.
-        row: token, i32.
+        row: i32, number of the row, one per token.
         part: part of the row, i32.
         parts: number of parts of a row, a power of 2.
     """

@@ -45,15 +45,30 @@ def _sum(value, scratch):
     """Return the sum over a warpgroup's threads, always in one order."""
     for distance in (16, 8, 4, 2, 1):
         value = arith.addf(value, utils.shfl_bfly(value, distance))
+    return across_warps(value, scratch, float32(0.0), arith.addf)
+
+
+def across_warps(value, scratch, start, combine):
+    """Combine a value of each warp with those of the others, always in one order.
+
+    Args:
+        value: the warp's value, the same in all its lanes.
+        scratch: [WARPS] ref in shared memory.
+        start: what the first warp's value is combined with.
+        combine: takes what was combined so far and the next warp's value.
+
+    Returns:
+        The combined values of all warps, in every thread.
+    """
     thread = arith.remui(utils.thread_idx(), i32(WARPGROUP_THREADS))
     warp = arith.divui(thread, i32(WARP_LANES))
     # All lanes of a warp store the same value.
     memref.store(value, scratch, [index_of(warp)])
     utils.warpgroup_barrier()
-    total = float32(0.0)
+    total = start
     for number in range(WARPS):
         part = memref.load(scratch, [index_of(i32(number))])
-        total = arith.addf(total, part)
+        total = combine(total, part)
     return total
 
 

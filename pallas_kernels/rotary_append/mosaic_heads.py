@@ -6,11 +6,11 @@ from typing import NamedTuple
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, memref, vector
+from jaxlib.mlir.dialects import arith, vector
 
-from ..mosaic.instructions import WARP_LANES, WARPGROUP_THREADS, i32, index_of
+from ..mosaic.instructions import i32
 from ..mosaic.vectors import (
-    WARPS,
+    across_warps,
     inverse_rms,
     items,
     load,
@@ -56,8 +56,8 @@ def append_heads(
         angles: two [D / 2] float32 refs in global memory, cosines and sines.
         targets: [H, D] and twice [K, D] refs in global memory, of the dtype of
             `source`: the token's queries, keys and values.
-        first_q: first query head.
-        first_kv: first KV head.
+        first_q: number of the first query head.
+        first_kv: number of the first KV head.
         stored: whether to store keys and values, 1 or 0.
         counts: static, number of KV heads, at most 32, and of the query heads of each.
         eps: added to the mean square.
@@ -155,16 +155,7 @@ def _any_thread(bits, scratch):
     """Return the bits that any thread of the warpgroup has set."""
     lanes = utils.c(ALL_LANES, ir.IntegerType.get_signless(32))
     bits = utils.redux(bits, lanes, utils.ReductionKind.OR)
-    thread = arith.remui(utils.thread_idx(), i32(WARPGROUP_THREADS))
-    warp = arith.divui(thread, i32(WARP_LANES))
-    # All lanes of a warp store the same value.
-    memref.store(bits, scratch, [index_of(warp)])
-    utils.warpgroup_barrier()
-    found = i32(0)
-    for number in range(WARPS):
-        part = memref.load(scratch, [index_of(i32(number))])
-        found = arith.ori(found, part)
-    return found
+    return across_warps(bits, scratch, i32(0), arith.ori)
 
 
 def _store(target, first, part: _Part, spoilt, bit, instead: float, wanted) -> None:

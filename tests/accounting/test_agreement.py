@@ -13,7 +13,8 @@ from deft_jax.accounting.sizes import AttentionSizes, KernelSizes, kv_bytes
 from deft_jax.accounting.tree_steps import TreeSteps, search_stretches
 from deft_jax.attention.grouping import group
 from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.schedule import partial_bytes, prepare
+from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.schedule import partial_bytes
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.bench.trees.level_tree import level_tree
 from deft_jax.pallas_kernels.kernel_spec import KernelSpec

@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deft_jax.attention.grouping import (
-    NARROW_SHARE,
     Grouping,
-    WorkList,
     default_tile_queries,
     group,
     group_arrays,
 )
+from deft_jax.attention.work_lists import NARROW_SHARE, WorkList
 from deft_jax.tree.appending import append
 from deft_jax.tree.branching import branch
 from deft_jax.tree.pruning import accept, prune

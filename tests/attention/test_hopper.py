@@ -11,7 +11,7 @@ from deft_jax.attention.api import tree_attention
 from deft_jax.attention.device import num_multiprocessors
 from deft_jax.attention.hopper import attend as attend_prepared
 from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.schedule import prepare
+from deft_jax.attention.kernel_inputs import prepare
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 from tests.support.attention_checks import Case, attend, check, inputs

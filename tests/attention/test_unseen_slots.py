@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deft_jax.attention.grouping import group_arrays
 from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.schedule import prepare
+from deft_jax.attention.kernel_inputs import prepare
 from deft_jax.attention.spec import AttentionSpec
 from tests.support.attention_checks import Case, Inputs, attend, inputs
 from tests.support.forest_plans import Limits, Plan, plans

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.schedule import prepare
+from deft_jax.attention.kernel_inputs import prepare
 from deft_jax.attention.spec import AttentionSpec
 from tests.support.attention_checks import Case, inputs
 from tests.support.forest_plans import Limits, Plan

@@ -171,21 +171,25 @@ def test_a_planner_that_never_finishes_is_ended_at_the_limit(n):
     assert_usable()
 
 
-def assert_left_out(strategy: Wrong):
-    """Check that rows that cannot be carried out end their branches alone."""
+def assert_left_out(strategy: Wrong, wrong: str):
+    """Check that rows that cannot be carried out end their branches, with a notice."""
     trees = tiny_engine().generate(["Hello", "abc"], strategy, GREEDY)
-    for prompt, tree in zip(["Hello", "abc"], trees, strict=True):
+    for row, prompt, tree in zip([0, 2], ["Hello", "abc"], trees, strict=True):
         alone = decode_alone(prompt, GREEDY)
         for leaf in tree.leaves():
             assert leaf.finish_reason == "pruned"
             assert leaf.tokens == alone.tokens[:2]
+        assert "\n" not in str(tree.notice)
+        assert str(tree.notice).startswith(
+            f"the strategy's plan lets row {row} {wrong}"
+        )
     assert_usable()
 
 
 @pytest.mark.parametrize("token", [CONFIG.vocab_size, 10**6, -1])
 def test_a_token_outside_the_vocabulary_is_left_out(token, checked_cases):
     strategy = Wrong(field="token", value=token)
-    assert_left_out(strategy)
+    assert_left_out(strategy, f"take token {token}; the vocabulary has 0 to 127")
     with pytest.raises(DeftError, match=f"token {token}; the vocabulary has 0 to 127"):
         tiny_engine().generate("Hello", checked_cases.take(strategy), GREEDY)
     assert_usable()
@@ -196,7 +200,9 @@ def test_a_token_outside_the_vocabulary_is_left_out(token, checked_cases):
 )
 def test_a_source_that_is_not_there_is_left_out(source, checked_cases):
     strategy = Wrong(field="source", value=source)
-    assert_left_out(strategy)
+    number = source - CAPACITY.nodes
+    what = f"node {source}" if number < 0 else f"row {number} of the plan"
+    assert_left_out(strategy, f"continue {what}, which is n")
     with pytest.raises(DeftError, match="row 0 continues|both grow node") as error:
         tiny_engine().generate("Hello", checked_cases.take(strategy), GREEDY)
     assert "\n" not in str(error.value)

@@ -158,6 +158,21 @@ def test_accepting_the_trunk_drops_its_drafts_and_no_others():
     assert set(tree.branches) == {ROOT, trunk, other, kept}
 
 
+def test_children_of_drafts_go_the_way_of_their_drafts():
+    tree = new_tree()
+    trunk = tree.branch(ROOT)
+    first, tip, wrong = draft_chain(tree, trunk, C, D, C)
+    kept, lost = tree.branch(tip), tree.branch(wrong)
+    below = tree.branch(lost)
+    tree.accept(tip)
+    assert set(tree.branches) == {ROOT, trunk, kept}
+    assert tree.branches[kept].parent == trunk
+    assert not {first, wrong, lost, below} & set(tree.branches)
+    other = tree.branch(trunk, draft=True)
+    tree.accept(trunk)
+    assert set(tree.branches) == {ROOT, trunk, kept} and other not in tree.branches
+
+
 def test_a_stop_string_in_accepted_drafts_ends_the_trunk():
     tree = new_tree("bc")
     trunk = tree.branch(ROOT)

@@ -30,7 +30,7 @@ IDLE = row(NO_NODE, NODES, "?")
 def burst(*steps):
     """Return logged steps; each gives its rows in order and its values by name."""
     fields = [field.name for field in dataclasses.fields(StepLog)]
-    defaults = {"accept": NO_NODE, "branch": False, "draft": False}
+    defaults = {"accept": NO_NODE, "left_out": NO_NODE, "branch": False, "draft": False}
     log = {name: [] for name in fields}
     for rows in steps:
         rows = [*rows, *[IDLE] * (ROWS - len(rows))]

@@ -9,7 +9,7 @@ import pytest
 from deft_jax.attention import device as device_module
 from deft_jax.kv.pool import create_pool
 from deft_jax.layers.ops import LayerOps
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.families.llama import Llama
 from deft_jax.runtime.attention_method import TreeMethod
 from deft_jax.runtime.forward import forward

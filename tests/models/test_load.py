@@ -19,7 +19,7 @@ from deft_jax.models.checkpoints import weights as weights_module
 from deft_jax.models.checkpoints.checkpoint import open_checkpoint
 from deft_jax.models.checkpoints.gguf_blocks import DECODERS, BlockMatrix
 from deft_jax.models.checkpoints.weights import READERS, read_weights, weight_shapes
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.load import DTYPES, load_model
 from tests.support.models.loadable_checkpoints import (
     mild_weights,

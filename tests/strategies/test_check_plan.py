@@ -167,6 +167,21 @@ BAD = {
         "branch": {1: True},
         "generated": {1: 4},
     },
+    "row 1 grows node {c} in place, from which row 0 branches": {
+        "source": {1: "c"},
+        "branch": {0: True},
+        "generated": {1: 4},
+    },
+    "row 3 branches from row 1's new node, which row 2 grows in place": {
+        "source": {2: N + 1, 3: N + 1},
+        "branch": {1: True, 3: True},
+        "generated": {2: 3, 3: 3},
+    },
+    "row 3 grows row 1's new node in place, from which row 2 branches": {
+        "source": {2: N + 1, 3: N + 1},
+        "branch": {1: True, 2: True},
+        "generated": {2: 3, 3: 3},
+    },
     "row 0 is a draft and must branch": {"draft": {0: True}},
     "rows 0 and 1 both make child 3": {
         "source": {1: "c"},
@@ -195,11 +210,43 @@ def test_bad_plans_are_refused_in_one_line(view, nodes, message):
         name: {at.get(row, row): at.get(value, value) for row, value in entries.items()}
         for name, entries in BAD[message].items()
     }
-    depth = 2 if "of 5 tokens" in message else 1
+    depth = 2 if "of 5 tokens" in message or "new node" in message else 1
     with pytest.raises(DeftError) as caught:
         check_plan(view, simple(view, **changes), draft_depth=depth)
     assert str(caught.value).startswith(message.format(**at))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("above", "message"),
+    [
+        ("d", "row 1 accepts node {f}, so that node {d} grows; a node above the tip"),
+        ("e", "row 1 accepts node {f}, so that node {d} grows; a node above the tip"),
+        ("f", "row 1 grows node {d} in place, which has a child, {new}"),
+    ],
+)
+def test_accepted_paths_have_no_children_but_drafts_above_their_tip(
+    view, nodes, above, message
+):
+    tree, at = nodes
+    tree, new = add(tree, at[above], 1)
+    view = dataclasses.replace(view, tree=tree)
+    plan = change(
+        simple(view), accept={1: at["f"]}, generated={1: 4}, source={4: NO_NODE}
+    )
+    with pytest.raises(DeftError) as caught:
+        check_plan(view, plan)
+    assert str(caught.value).startswith(message.format(**at, new=new))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_hangs_on_rejected_drafts_goes_with_them(view, nodes):
+    tree, at = nodes
+    tree, new = add(tree, at["e"], 1)
+    view = dataclasses.replace(view, tree=tree)
+    plan = change(simple(view), accept={1: at["d"]}, source={4: new})
+    with pytest.raises(DeftError, match=f"row 4 continues node {new}, which is not"):
+        check_plan(view, plan)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class Inputs:
 
 
 def inputs(case: Case, forest: Forest, seed: int) -> Inputs:
-    """Fresh random arguments; some queries attend sharply, others broadly."""
+    """Draw random arguments; some queries attend sharply, others broadly."""
     rng = np.random.default_rng(seed)
     grouping = group_jit(forest.tree, forest.slots, tile_queries=case.tile_queries)
     heads, (num_pages, page_size) = case.heads, forest.seen.shape

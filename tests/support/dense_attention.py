@@ -19,7 +19,7 @@ def empty_caches(config: LlamaConfig, dtype: jnp.dtype) -> tuple[Cache, ...]:
 
 
 def dense_attention(heads: QKV, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Causal attention of Q tokens that follow the T tokens of the cache.
+    """Attend causally from Q tokens that follow the T tokens of the cache.
 
     Computes in float32; the output [Q, H, D] has the dtype of q.
     """

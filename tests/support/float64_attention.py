@@ -11,7 +11,7 @@ def attend(
     scale: float,
     soft_cap: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Softmax attention without masks.
+    """Attend without masks.
 
     Args:
         q: [H, D], one query.

@@ -80,7 +80,7 @@ class Sketch:
 
 @st.composite
 def plans(draw: st.DrawFn, limits: Limits) -> Plan:
-    """Plans for forests within the capacities, from one node to all that fit."""
+    """Draw a plan of a forest within the limits, of one node to all that fit."""
     size = limits.page_size
     mixed = (0, 1, 2, size - 1, size, size + 1, 3 * size)
     tokens = [(1,), (size, 2 * size), mixed, (0, 20 * size)]

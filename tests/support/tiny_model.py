@@ -18,7 +18,7 @@ from jax import lax
 from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
 from deft_jax.layers.ops import LayerOps
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.families.llama import Llama
 from deft_jax.models.tokenizers.detokenizer import Detokenizer
 from deft_jax.sampling.draw import sample
@@ -59,7 +59,7 @@ class AsciiTokenizer:
 
 @functools.cache
 def tiny_model() -> Llama:
-    """Random float32 weights, so large that positions and attention matter."""
+    """Return random float32 weights, so large that positions and attention matter."""
     graph, state = nnx.split(Llama.random(CONFIG, seed=1, dtype=jnp.float32))
     scale = {"head": 20.0, "embedding": 50.0}
 
@@ -109,7 +109,7 @@ def decode_alone(prompt: str, sampling: Sampling, branch: int = 0) -> LoneSequen
 
 
 def _until_stop(tokens, logprobs, reason, stops) -> LoneSequence:
-    """Cuts a sequence at the first token that completes a stop string."""
+    """Cut a sequence at the first token that completes a stop string."""
     text = ""
     for count in range(1, len(tokens) + 1):
         text = AsciiTokenizer().decode(tokens[:count], skip_special_tokens=True)
@@ -171,7 +171,7 @@ _dense_logits = jax.jit(dense_logits)
 
 
 def _causal_attention(heads, cache):
-    """Softmax attention of q [L, H, D] over k, v [L, K, D], in the plainest form."""
+    """Attend from q [L, H, D] to k, v [L, K, D], in the plainest form."""
     q, k, v = heads.rotated()
     repeat = q.shape[1] // k.shape[1]
     k, v = (jnp.repeat(x, repeat, axis=1) for x in (k, v))

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 
 from deft_jax.tree.state import NO_NODE, Tree
-from tests.support.host_tree import HostTree
+from tests.support.oracle_tree import OracleTree
 
 
-def check(tree: Tree, model: HostTree) -> None:
+def check(tree: Tree, model: OracleTree) -> None:
     """Assert that a tree is sound and says what the model says."""
     tree.check()
     tree = jax.device_get(tree)
@@ -30,7 +30,7 @@ def assert_same(actual: Tree, expected: Tree) -> None:
     )
 
 
-def _check_tokens(tree: Tree, model: HostTree) -> None:
+def _check_tokens(tree: Tree, model: OracleTree) -> None:
     """Assert that every token is in its slot, and nothing is in any other."""
     expected = {
         token.slot: (node, token.position, token.token)

@@ -25,7 +25,7 @@ from deft_jax.tree.state import (
     Tree,
     replace,
 )
-from tests.support.host_tree import HostTree
+from tests.support.oracle_tree import OracleTree
 from tests.support.tree_invariants import assert_same, check
 
 # Nodes, pages, tokens per page. Small, so that both run out.
@@ -77,7 +77,7 @@ class ForestMachine(RuleBasedStateMachine):
     def create(self, capacity, prompts):
         """Make a forest of prompts, some of them empty yet."""
         self.tree = Tree.create(*capacity)
-        self.model = HostTree()
+        self.model = OracleTree()
         self.token = count(1)
         roots = self._branch([(NO_NODE, True, False)] * len(prompts))
         lengths = zip(roots, prompts, strict=True)
@@ -231,8 +231,7 @@ class ForestMachine(RuleBasedStateMachine):
     def accept(self, data):
         """Accept draft paths of several trunks at once, and prune with it or not."""
         drafted = {self.model.trunk(x) for x in self.model.drafts()}
-        allowed = filter(self.model.may_accept, self.model.nodes)
-        tips = [x for x in allowed if self.model.trunk(x) in drafted]
+        tips = [x for x in self.model.nodes if self.model.trunk(x) in drafted]
         tips = data.draw(up_to(TIPS, tips, key=self.model.trunk), label="tips")
         idle = [NO_NODE] * (TIPS - len(tips))
         tip = np.array(idle + tips, np.int32)

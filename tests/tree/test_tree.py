@@ -253,6 +253,19 @@ def test_children_of_the_tip_that_are_no_drafts_move_to_the_trunk():
     assert tree.start[child] == tree.count[trunk] == 5
 
 
+@pytest.mark.parametrize("above", ["trunk", "draft"])
+def test_children_above_the_tip_that_are_no_drafts_are_dropped(above):
+    """They began where the trunk's tokens ended, which is not its end any more."""
+    tree, (trunk, x, _, y, z) = draft_tree()
+    tree, [overrun] = branch(tree, [trunk if above == "trunk" else x])
+    tree = grow(tree, overrun)
+    tree, [below, kept] = branch(tree, [overrun, y])
+    tree = accept(tree, ints([y]))
+    assert tree.live.tolist() == mask_of(trunk, kept).tolist()
+    assert tree.start[kept] == tree.count[trunk] == 4
+    tree.check()
+
+
 def test_tips_of_several_trunks_are_accepted_at_once():
     tree, roots = branch(empty(), [NO_NODE, NO_NODE])
     tree, drafts = branch(tree, roots * 2, draft=True)

@@ -21,11 +21,11 @@ class Problem:
     """Attention of one shape over several trees.
 
     Attributes:
-        q: [Q, H, D].
-        k_pages: [M, K, P, D], what the largest tree needs; the trees share it.
-        v_pages: [M, K, P, D].
+        q: [Q, H, D], queries of every tree, by rank.
+        k_pages: [M, K, P, D], keys for the largest tree, which all trees share.
+        v_pages: [M, K, P, D], the values that belong to these keys.
         window: option of `tree_attention`, or None.
-        trees: groupings by name.
+        trees: what each query sees in a tree, by the tree's name.
         expected: [Q, H, D] by name, what `tree_attention` gives through XLA.
     """
 
@@ -37,7 +37,7 @@ class Problem:
     expected: dict[str, jax.Array]
 
     def error(self, name: str, out: jax.Array) -> float:
-        """Relative error by norm of a result [Q, H, D] of a tree."""
+        """Return the relative error by norm of a result [Q, H, D] of a tree."""
         expected = self.expected[name].astype(jnp.float32)
         difference = jnp.linalg.norm((out.astype(jnp.float32) - expected).ravel())
         return float(difference / jnp.linalg.norm(expected.ravel()))

@@ -13,7 +13,7 @@ from jax import lax
 
 from deft_jax.attention.device import device_of, num_multiprocessors
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.schedule import prepare
+from deft_jax.attention.kernel_inputs import prepare
 from deft_jax.attention.spec import AttentionSpec
 from deft_jax.attention.tuning.problem import Problem
 from deft_jax.pallas_kernels.kernel_spec import SHARED_BYTES, KernelConfig, KernelSpec
@@ -36,8 +36,8 @@ class Measurement:
     """What came of one config.
 
     Attributes:
-        config: that was measured.
-        us: time of a call by tree.
+        config: the sizes that were measured.
+        us: microseconds of a call, by the tree's name.
         error: largest relative error over the trees.
         failure: why the config cannot be used, None if it can.
     """
@@ -116,8 +116,8 @@ def measure(problem: Problem, config: KernelConfig, *, timer: Timer) -> Measurem
     """Run the kernels with one config on every tree of a problem.
 
     Args:
-        problem: to measure on.
-        config: sizes to measure.
+        problem: trees and arrays to attend to.
+        config: sizes of the kernels.
         timer: gives the seconds of a call, which runs the kernels LOOP_CALLS times.
 
     Raises:

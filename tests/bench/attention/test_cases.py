@@ -13,7 +13,7 @@ from deft_jax.tree.state import Tree
 from tests.attention import test_grouping
 from tests.support import tree_invariants
 from tests.support.forests import Forest, walk_paths
-from tests.support.host_tree import HostTree
+from tests.support.oracle_tree import OracleTree
 
 SMALL = {
     "one_node": ((1,), (5,), False),
@@ -33,7 +33,7 @@ by_shape = pytest.mark.parametrize(
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 def test_a_level_tree_is_a_state_of_a_forest(nodes, tokens, drafts, page_size: int):
     tree, slots = level_tree(nodes, tokens, page_size, drafts=drafts)
-    model = HostTree()
+    model = OracleTree()
     held = slots_by_node(tree)
     for node, parent in enumerate(even_parents(nodes)):
         model.branch(node, parent, drafts)
@@ -125,7 +125,7 @@ def slots_by_node(tree: Tree) -> dict[int, list[tuple[int, int]]]:
     return {node: [at for _, at in sorted(tokens)] for node, tokens in held.items()}
 
 
-def check_slots(slots: Slots, model: HostTree, leaves: list[int]) -> None:
+def check_slots(slots: Slots, model: OracleTree, leaves: list[int]) -> None:
     """Assert that each row is the last token of a leaf."""
     rows = jax.device_get(slots)
     assert rows.node.tolist() == leaves

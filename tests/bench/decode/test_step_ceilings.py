@@ -15,7 +15,7 @@ from deft_jax.bench.decode.step_ceilings import (
 )
 from deft_jax.bench.trees.draft_templates import speculative
 from deft_jax.bench.trees.workload import few_shot_workloads, speculative_workloads
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 
 TINY = SHAPES["tiny"]
 LAYER = 64 * 256 + 2 * 64 * 128 + 256 * 64 + 3 * 64 * 128 + 2 * 64
@@ -76,7 +76,7 @@ def test_rates_of_the_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(step_ceilings, "CPU_READ_ROWS", 2**10)
     monkeypatch.setattr(step_ceilings, "CPU_MATRIX_SIZE", 500)
     seconds = iter([4e-3, 2e-3, 3e-3, 5e-3])
-    monkeypatch.setattr(step_ceilings, "_seconds", lambda *args: next(seconds))
+    monkeypatch.setattr(step_ceilings, "wall_seconds", lambda *args: next(seconds))
     rates = measure_rates(jnp.dtype(jnp.float32))
     assert rates.read_gbs == round(2**10 * 2**11 * 4 / 2e-3 / 1e9, 1)
     assert rates.matrix_tflops == round(2 * 500**3 / 5e-3 / 1e12, 4)

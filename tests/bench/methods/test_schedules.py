@@ -15,7 +15,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from deft_jax.attention import device as device_module
 from deft_jax.attention.grouping import Grouping, group, group_arrays
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.schedule import Schedule, even_shares, prepare, tiling_of
+from deft_jax.attention.kernel_inputs import prepare, tiling_of
+from deft_jax.attention.schedule import Schedule
+from deft_jax.attention.shares import even_shares
 from deft_jax.attention.spec import AttentionSpec, Tiling
 from deft_jax.attention.units import BOTH, WHOLE
 from deft_jax.bench.methods.choice import make_method
@@ -25,7 +27,7 @@ from deft_jax.bench.methods.sequence_spec import sequence_spec
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.layers.qkv import QKV
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 from deft_jax.pallas_kernels.kernel_spec import KernelSpec
 from deft_jax.runtime.attention_method import AttentionMethod

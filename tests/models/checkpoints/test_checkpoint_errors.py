@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deft_jax.errors import DeftError
 from deft_jax.models.checkpoints.checkpoint import check_shapes, open_checkpoint
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from tests.support.models.synthetic_checkpoints import (
     random_weights,
     write_folder,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from deft_jax.errors import DeftError
 from deft_jax.models.checkpoints.checkpoint import check_shapes, open_checkpoint
-from deft_jax.models.config.config import SHAPES, LlamaConfig
+from deft_jax.models.config.config import LlamaConfig
+from deft_jax.models.config.shapes import SHAPES
 from tests.support.models.synthetic_checkpoints import (
     hf_config,
     write_folder,

@@ -11,7 +11,7 @@ from deft_jax.models.checkpoints import gguf_reader
 from deft_jax.models.checkpoints.checkpoint import check_shapes, open_checkpoint
 from deft_jax.models.checkpoints.gguf_blocks import BlockMatrix
 from deft_jax.models.checkpoints.gguf_reader import GGUFCheckpoint
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from tests.support.models.synthetic_checkpoints import (
     add_weights,
     finish,

@@ -11,7 +11,7 @@ import pytest
 
 from deft_jax.errors import DeftError
 from deft_jax.models.checkpoints.checkpoint import check_shapes, open_checkpoint
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.load import load_model
 from tests.support.models.loadable_checkpoints import mild_weights, write_loadable_gguf
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from deft_jax.errors import DeftError
 from deft_jax.models.checkpoints.checkpoint import check_shapes, open_checkpoint
 from deft_jax.models.checkpoints.safetensors_reader import SafetensorsCheckpoint
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from tests.support.models.synthetic_checkpoints import (
     hf_config,
     random_weights,

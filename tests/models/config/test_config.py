@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deft_jax.errors import DeftError
-from deft_jax.models.config.config import SHAPES, LlamaConfig
+from deft_jax.models.config.config import LlamaConfig
 from deft_jax.models.config.rope import (
     LinearScaling,
     Llama3Scaling,
@@ -15,6 +15,7 @@ from deft_jax.models.config.rope import (
     YarnScaling,
     inverse_frequencies,
 )
+from deft_jax.models.config.shapes import SHAPES
 
 LLAMA3_2_1B = {
     "architectures": ["LlamaForCausalLM"],

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deft_jax.models.config.config import SHAPES, LlamaConfig
+from deft_jax.models.config.config import LlamaConfig
+from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.families.llama import Llama, rms_norm
 from deft_jax.models.load import load_model
 from tests.support.dense_attention import dense_logits

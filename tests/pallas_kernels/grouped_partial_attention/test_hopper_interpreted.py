@@ -126,7 +126,7 @@ def test_unseen_slots_and_other_queries_change_no_bit(name: str):
 
 
 def pass_over(ring: Ring, slot) -> None:
-    """Wait for the copies and frees the stage at once."""
+    """Wait for the copies and free the stage at once."""
     plgpu.barrier_wait(ring.full.at[slot])
     plgpu.barrier_arrive(ring.free.at[slot])
 

@@ -65,7 +65,7 @@ def made_up_run(
 
 
 def made_up_runs(methods: list[str], widths: list[int], prompts: list[int]):
-    """Few-shot runs of every method; the widest of the first is out of memory."""
+    """Make up a run of each method; the first one's widest is out of memory."""
     for prompt in prompts:
         for width in widths:
             where = {"prompt_tokens": prompt, "width": width, "steps": 399}

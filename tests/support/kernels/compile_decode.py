@@ -15,7 +15,7 @@ from deft_jax.bench.decode.bench_engine import IdsOnly
 from deft_jax.bench.trees.workload import few_shot_workloads, speculative_workloads
 from deft_jax.engine.engine import Engine
 from deft_jax.engine.runner import Runner, run_decode_on_gpu
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.families.llama import Llama
 from tests.support.kernels.compile_kernels import compile_jitted
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deft_jax.attention.hopper import attend, make_spec
-from deft_jax.attention.schedule import prepare
+from deft_jax.attention.kernel_inputs import prepare
 from deft_jax.attention.spec import AttentionSpec
 from tests.pallas_kernels.grouped_partial_attention.test_hopper_interpreted import (
     CASES,

@@ -20,7 +20,7 @@ Weights = dict[str, np.ndarray]
 
 
 def mild_weights(config: LlamaConfig, seed: int = 0) -> Weights:
-    """Float32 weights that keep activations near 1 and attention far from uniform."""
+    """Draw float32 weights for activations near 1 and uneven attention."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in config.expected_tensors().items():

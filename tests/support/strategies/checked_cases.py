@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from deft_jax.capacity import Capacity
 from deft_jax.results.generation_tree import GenerationTree
-from deft_jax.strategies.check_plan import checked
+from deft_jax.strategies.checked_strategy import checked
 from deft_jax.strategies.protocol import Plan, Planner, Strategy, View
 
 

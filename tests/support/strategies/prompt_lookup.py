@@ -38,7 +38,7 @@ class PromptLookup(Example):
         return 1 + self.depth
 
     def init(self, capacity: Capacity):
-        """Seats, and the drafted token of each row."""
+        """Return the seats, and the drafted token of each row."""
         seats = jnp.zeros((capacity.requests, self.rows), jnp.int32)
         return seats, jnp.zeros(capacity.rows, jnp.int32)
 

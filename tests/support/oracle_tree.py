@@ -45,7 +45,7 @@ class Node:
     tokens: list[Token] = dataclasses.field(default_factory=list)
 
 
-class HostTree:
+class OracleTree:
     """A forest whose node numbers and slots of tokens the caller chooses.
 
     Attributes:
@@ -104,7 +104,8 @@ class HostTree:
     def accept(self, tip: int) -> None:
         """Move the tokens of the drafts on the path to the tip into their trunk.
 
-        The trunk's other drafts are dropped with all below them.
+        The trunk's other drafts are dropped with all below them, and so are children
+        of nodes above the tip that are no drafts: they do not begin at an end any more.
 
         A tip that an earlier call dropped is ignored.
         """
@@ -114,6 +115,9 @@ class HostTree:
         rejected = [
             x for x in self.drafts() if self.trunk(x) == trunk and x not in path
         ]
+        for node in [trunk, *path][:-1]:
+            children = self.nodes[node].children
+            rejected += [child for child in children if not self.nodes[child].draft]
         for node in rejected:
             if node in self.nodes:
                 self._drop(node)
@@ -127,12 +131,6 @@ class HostTree:
             self.nodes[trunk].children.remove(path[0])
         for node in path:
             del self.nodes[node]
-
-    def may_accept(self, tip: int) -> bool:
-        """Return false if a node above the tip would outgrow children that stay."""
-        above = [self.trunk(tip), *self.draft_path(tip)][:-1]
-        children = (child for node in above for child in self.nodes[node].children)
-        return all(self.nodes[child].draft for child in children)
 
     def _drop(self, node: int) -> None:
         """Remove a node and all below it."""

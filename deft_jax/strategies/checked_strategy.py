@@ -1,0 +1,88 @@
+"""A strategy whose plans the host looks at, every one, for tests."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import io_callback
+
+from deft_jax.capacity import Capacity
+from deft_jax.errors import DeftError
+from deft_jax.strategies.check_plan import check_shapes, find_problems
+from deft_jax.strategies.protocol import Plan, Planner, Strategy, View
+
+
+def checked(strategy: Strategy) -> Strategy:
+    """Return the strategy with every plan of its planner checked, for tests.
+
+    Use it in place of the strategy in a call of `Engine.generate`, which then raises
+    the `DeftError` of the first plan that `check_plan` refuses. It is slow, since every
+    step waits for the host, and compiles anew.
+    """
+    return _CheckedStrategy(strategy)
+
+
+class _CheckedStrategy:
+    """A strategy that fails when its first tree is concluded, if a plan was bad.
+
+    Attributes:
+        planner: the strategy's planner, which notes what was wrong with its plans.
+    """
+
+    def __init__(self, strategy: Strategy):
+        self._strategy = strategy
+        self.planner = _CheckedPlanner(strategy.planner)
+
+    @property
+    def rows(self) -> int:
+        """The strategy's rows."""
+        return self._strategy.rows
+
+    @property
+    def nodes(self) -> int:
+        """The strategy's nodes."""
+        return self._strategy.nodes
+
+    def conclude(self, tree: Any) -> Any:
+        """Return what the strategy concludes.
+
+        Raises:
+            DeftError: a plan was bad.
+        """
+        jax.effects_barrier()
+        if self.planner.problems:
+            raise DeftError(self.planner.problems[0])
+        return self._strategy.conclude(tree)
+
+
+class _CheckedPlanner:
+    """A planner that notes what is wrong with its plans; equal to itself alone.
+
+    Attributes:
+        problems: what was wrong since `init`, in the order of the steps.
+    """
+
+    def __init__(self, planner: Planner):
+        self._planner = planner
+        self.problems: list[str] = []
+
+    @property
+    def draft_depth(self) -> int:
+        """The planner's levels of rows."""
+        return self._planner.draft_depth
+
+    def init(self, capacity: Capacity) -> Any:
+        """Return the planner's first state; what was wrong before is forgotten."""
+        self.problems.clear()
+        return self._planner.init(capacity)
+
+    def plan(self, state: Any, view: View) -> tuple[Any, Plan]:
+        """Return the planner's next state and plan, which the host looks at."""
+        state, plan = self._planner.plan(state, view)
+        check_shapes(view, plan)
+        io_callback(self._note, None, view, plan, ordered=True)
+        return state, plan
+
+    def _note(self, view: View, plan: Plan) -> None:
+        view, plan = jax.tree.map(np.asarray, (view, plan))
+        self.problems += list(find_problems(view, plan, self.draft_depth))
