@@ -15,7 +15,6 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import numpy as np
-import torch
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from deft_jax.attention import (
@@ -30,6 +29,14 @@ from deft_jax.pallas_kernels.grouped_partial_attention.hopper import (
 )
 from deft_jax.pallas_kernels.kernel_spec import KernelSpec
 from deft_jax.pallas_kernels.tree_reduction.hopper import tree_reduction
+
+try:
+    import torch
+except ImportError:
+    raise SystemExit(
+        "PyTorch with CUDA is missing; install it beside deft-jax[cuda13]:"
+        " pip install torch"
+    ) from None
 
 PROMPT_TOKENS = 1000
 BRANCHES = 8
@@ -126,8 +133,25 @@ def branch_attention(q, k_pages, v_pages, pages, branch: int):
     )[:, 0]
 
 
+def check_devices() -> None:
+    """End with one line unless both libraries see a GPU that the kernels run on."""
+    if not torch.cuda.is_available() or jax.default_backend() != "gpu":
+        raise SystemExit(
+            "this needs an NVIDIA GPU of compute capability 9.0 in both libraries; got"
+            f" {jax.default_backend()} in JAX and"
+            f" {torch.cuda.device_count()} GPUs in PyTorch; install deft-jax[cuda13]"
+            " and PyTorch with CUDA"
+        )
+    if (capability := torch.cuda.get_device_capability()) != (9, 0):
+        raise SystemExit(
+            "this needs an NVIDIA GPU of compute capability 9.0, got"
+            f" {capability[0]}.{capability[1]}"
+        )
+
+
 def main() -> None:
     """Run one step of attention and compare it with PyTorch's, branch by branch."""
+    check_devices()
     pages, arrays = page_table()
     num_pages = pages[-1][-1] + 1
     shapes = (BRANCHES, HEADS, HEAD_DIM), (num_pages, KV_HEADS, PAGE_SIZE, HEAD_DIM)

@@ -81,6 +81,19 @@ class OpenedModel:
         }
         return Llama(self.config, weights)
 
+    def with_context_length(self, context_length: int) -> "OpenedModel":
+        """Return the checkpoint for sequences of fewer positions.
+
+        Args:
+            context_length: most positions of a sequence; a checkpoint with LongRoPE
+                takes its short factors if its original context is enough for that.
+
+        Raises:
+            DeftError: the length is not between 1 and the checkpoint's.
+        """
+        config = self.config.with_context_length(context_length)
+        return dataclasses.replace(self, config=config)
+
     def load(self, progress: Progress | None = None) -> Llama:
         """Load the weights, a few memory-mapped tensors at a time.
 
@@ -107,14 +120,14 @@ def open_model(
     dtype = _checked_dtype(dtype)
     checkpoint = open_checkpoint(source)
     check_shapes(checkpoint.config, checkpoint)
-    config = checkpoint.config
-    if context_length is not None:
-        config = config.with_context_length(context_length)
     if checkpoint.metadata:
         tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
     else:
         tokenizer = Tokenizer.from_folder(checkpoint.source)
-    return OpenedModel(checkpoint, config, tokenizer, dtype)
+    opened = OpenedModel(checkpoint, checkpoint.config, tokenizer, dtype)
+    if context_length is not None:
+        opened = opened.with_context_length(context_length)
+    return opened
 
 
 def _checked_dtype(dtype: jnp.dtype | str) -> jnp.dtype:

@@ -15,6 +15,7 @@ from deft_jax.attention import device as devices
 from deft_jax.attention.device import HOPPER, Device, device_of
 from deft_jax.attention.hopper import unsupported
 from deft_jax.attention.names import IMPLEMENTATIONS
+from deft_jax.errors import DeftError
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
 """What has a shape and a dtype."""
@@ -50,12 +51,12 @@ def device_backend(implementation: str | None, device: Device | None = None) -> 
         device: the device, by default the default one.
 
     Raises:
-        ValueError: no implementation has that name, or the device cannot run it.
+        DeftError: no implementation has that name, or the device cannot run it.
     """
     if implementation is None:
         return Backend.HOPPER if devices.is_hopper(device) else Backend.XLA
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
+        raise DeftError(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, "
             f"got {implementation!r}"
         )
@@ -64,7 +65,7 @@ def device_backend(implementation: str | None, device: Device | None = None) -> 
     capability = devices.compute_capability(device)
     if capability is None:
         platform = (device or devices.default_device()).platform
-        raise ValueError(
+        raise DeftError(
             f"implementation 'mosaic_gpu' needs an NVIDIA GPU, got {platform}; use "
             "'xla'"
         )
@@ -83,7 +84,7 @@ def choose_backend(implementation: str | None, q: Shaped, k_pages: Shaped) -> Ba
         k_pages: [M, K, P, D], the keys.
 
     Raises:
-        ValueError: no implementation has that name, or it cannot take these arrays.
+        DeftError: no implementation has that name, or it cannot take these arrays.
     """
     device = device_of(q, k_pages)
     backend = device_backend(implementation, device)
@@ -92,7 +93,7 @@ def choose_backend(implementation: str | None, q: Shaped, k_pages: Shaped) -> Ba
         if reason and implementation is None:
             return _use_xla(reason)
         if reason:
-            raise ValueError(
+            raise DeftError(
                 f"implementation 'mosaic_gpu' does not take these arrays: {reason}; "
                 "use 'xla'"
             )

@@ -1,12 +1,31 @@
 """The commands of the command line and the options of each."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from deft_jax.attention.names import IMPLEMENTATIONS
 from deft_jax.cli.device_options import add_device_options, add_model
 from deft_jax.cli.generate_arguments import add_generate
 from deft_jax.cli.parser import CommandParser
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options that a command line gives.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+
+    Raises:
+        SystemExit: after `--help`, `--version` and errors.
+    """
+    parser = build_parser()
+    options, others = parser.parse_known_args(arguments)
+    if others:
+        is_prompt = options.command == "generate" and not others[0].startswith("-")
+        hint = "; give a prompt by --prompt TEXT" if is_prompt else ""
+        parser.error(f"unrecognized arguments: {' '.join(others)}{hint}")
+    return options
 
 
 def build_parser() -> CommandParser:

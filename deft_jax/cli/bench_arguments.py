@@ -14,9 +14,8 @@ from deft_jax.bench.trees.draft_templates import (
 from deft_jax.bench.trees.templates import REASONING_TASKS
 from deft_jax.cli.converters import integer, integers, names, non_empty
 from deft_jax.cli.device_options import (
-    DEFAULT_MODEL,
-    MODEL_HELP,
     add_device_options,
+    add_model,
     add_page_size,
 )
 from deft_jax.cli.parser import AddOptions
@@ -79,7 +78,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         add_options(one)
         _add_decoding(one, DRAFT_METHODS if name == "speculative" else METHODS)
         model = one.add_mutually_exclusive_group()
-        model.add_argument("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
+        add_model(model)
         model.add_argument(
             "--shape",
             choices=list(shapes.SHAPES),

@@ -52,9 +52,9 @@ def pattern(text: str) -> str:
     """Return a regular expression that compiles."""
     try:
         re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise argparse.ArgumentTypeError(
-            f"expected a regular expression, got {text!r}: {error}"
+            f"expected a regular expression, got {text!r:.60}: {error}"
         ) from None
     return text
 

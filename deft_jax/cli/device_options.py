@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from deft_jax.cli.converters import integer
+from deft_jax.capacity import DEFAULT_PAGE_SIZE
+from deft_jax.cli.converters import integer, non_empty
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -15,7 +16,13 @@ MODEL_HELP = (
 
 def add_model(parser: argparse._ActionsContainer) -> None:
     """Add the name of the model."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
+    parser.add_argument(
+        "--model",
+        type=non_empty,
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help=MODEL_HELP,
+    )
 
 
 def add_device_options(
@@ -41,7 +48,7 @@ def add_page_size(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--page-size",
         type=integer(1),
-        default=64,
+        default=DEFAULT_PAGE_SIZE,
         metavar="TOKENS",
         help="tokens per KV page (default: %(default)s)",
     )

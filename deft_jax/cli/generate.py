@@ -13,7 +13,6 @@ from deft_jax.cli.outcome_file import check_writable, write_outcome
 from deft_jax.cli.prompts import encode_prompts, read_prompts, read_tools
 from deft_jax.cli.strategies import STRATEGIES
 from deft_jax.cli.view import View, write_progress
-from deft_jax.engine.beside import run_beside
 from deft_jax.errors import CapacityError, DeftError
 
 NOT_FINITE = 1
@@ -51,19 +50,18 @@ def generate(options: argparse.Namespace) -> int:
             )
             opened = _open(options)
             encoded = encode_prompts(options, prompts, tools, opened.tokenizer)
+            capacity = _capacity(options, encoded, opened, strategy)
+            if options.max_context is not None:
+                opened = opened.with_context_length(options.max_context)
             engine = deft_jax.Engine(
                 opened.outline(),
                 opened.tokenizer,
-                capacity=_capacity(options, encoded, opened, strategy),
+                capacity=capacity,
                 implementation=options.implementation,
             )
             # Programs are compiled, or read from the cache, while weights are loaded.
-            ahead = run_beside(
-                lambda: engine.compile_ahead(encoded, strategy, sampling)
-            )
-            model = opened.load(view.on_load)
-            ahead.result()
-            engine.model = model
+            engine.compile_ahead(encoded, strategy, sampling)
+            engine.model = opened.load(view.on_load)
             with interrupt.softly(view.on_interrupt):
                 trees = engine.generate(
                     encoded,
@@ -150,7 +148,12 @@ def _open(options: argparse.Namespace) -> Any:
     Returns:
         An `OpenedModel` of `deft_jax.models.load`; importing its class imports JAX.
     """
-    from deft_jax.cli.device import check_implementation, default_dtype, start_backend
+    from deft_jax.cli.device import (
+        check_arrays,
+        check_implementation,
+        default_dtype,
+        start_backend,
+    )
     from deft_jax.engine.compilation_cache import enable_compilation_cache
 
     backend = start_backend()
@@ -162,9 +165,13 @@ def _open(options: argparse.Namespace) -> Any:
             f"{dtype} on a CPU is slower than float32 for few branches, and takes more"
             " memory at its peak; --dtype float32 is the default here"
         )
+    from deft_jax.capacity import DEFAULT_PAGE_SIZE
     from deft_jax.models.load import open_model
 
-    return open_model(options.model, dtype=dtype)
+    opened = open_model(options.model, dtype=dtype)
+    page_size = options.page_size or DEFAULT_PAGE_SIZE
+    check_arrays(options.implementation, opened.config, opened.dtype, page_size)
+    return opened
 
 
 def _capacity(

@@ -3,6 +3,7 @@
 import argparse
 
 from deft_jax.attention.names import IMPLEMENTATIONS
+from deft_jax.capacity import DEFAULT_PAGE_SIZE
 from deft_jax.cli.converters import assignment, integer, non_empty, number, pattern
 from deft_jax.cli.device_options import add_device_options, add_model
 from deft_jax.cli.strategies import STRATEGIES
@@ -24,7 +25,7 @@ def _add_prompt_options(group: argparse._ArgumentGroup) -> None:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="a prompt; several become several trees decoded together",
+        help="a prompt; may be repeated, for several trees decoded together",
     )
     source.add_argument(
         "--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file"
@@ -132,13 +133,15 @@ def _add_device_options(group: argparse._ArgumentGroup) -> None:
         type=integer(1),
         metavar="TOKENS",
         help="make room for prompts that reach this length with their longest branch,"
-        " so that they share a compilation (default: what the prompts need)",
+        " so that they share a compilation; a model with LongRoPE then takes its"
+        " factors for this length (default: what the prompts need, and the model's"
+        " context)",
     )
     group.add_argument(
         "--page-size",
         type=integer(1),
         metavar="TOKENS",
-        help="tokens per KV page",
+        help=f"tokens per KV page (default: {DEFAULT_PAGE_SIZE})",
     )
 
 

@@ -46,18 +46,18 @@ class Interrupt:
         self.on_abort: Callable[[], object] = lambda: None
         self.requested: int | None = None
         self._exit_now = exit_now
-        self._on_request: Callable[[], object] | None = None
+        self._on_request: Callable[[int], object] | None = None
 
     def is_requested(self) -> bool:
         """Return whether a signal has asked to stop."""
         return self.requested is not None
 
     @contextlib.contextmanager
-    def softly(self, on_request: Callable[[], object]) -> Iterator[None]:
+    def softly(self, on_request: Callable[[int], object]) -> Iterator[None]:
         """Let the first signal ask to stop while the context is entered.
 
         Args:
-            on_request: called on that signal, from another thread.
+            on_request: called with the number of that signal, from another thread.
         """
         self._on_request = on_request
         try:
@@ -102,7 +102,7 @@ class Interrupt:
     def _handle(self, number: int) -> None:
         if self._on_request is not None and self.requested is None:
             self.requested = number
-            self._on_request()
+            self._on_request(number)
             return
         # A terminal that is gone cannot be restored.
         with contextlib.suppress(OSError):

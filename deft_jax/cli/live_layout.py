@@ -28,7 +28,7 @@ class Activity:
         since: when the present phase began.
         tensors: loaded ones and all.
         status: the last one of the engine, `None` while the model is loaded.
-        is_stopping: the user has pressed Ctrl-C.
+        stopping: what is said of the end, once a signal has asked for it.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Activity:
     since: float
     tensors: tuple[int, int] = (0, 0)
     status: Status | None = None
-    is_stopping: bool = False
+    stopping: str = ""
 
     def update(self, status: Status, now: float) -> None:
         """Take a new status; a new phase or message restarts the phase's clock."""
@@ -73,8 +73,8 @@ def _header(activity: Activity, now: float) -> Iterator[Line]:
     elapsed = f" · {now - activity.started_at:.0f} s"
     yield Span("deft-jax ", "prompt"), Span(activity.title + elapsed, "label")
     spinner = Span(_SPINNER[int(now * 10) % len(_SPINNER)] + " ", "good")
-    if activity.is_stopping:
-        yield spinner, Span("stopping; press Ctrl-C again to abort", "notice")
+    if activity.stopping:
+        yield spinner, Span(activity.stopping, "notice")
     else:
         yield spinner, *_doing(activity, int(now - activity.since))
 

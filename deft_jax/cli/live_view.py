@@ -13,7 +13,7 @@ from rich.text import Text
 
 from deft_jax.cli.growing_tree import GrowingTree
 from deft_jax.cli.live_layout import Activity, screen_lines
-from deft_jax.cli.view import EXCERPT_CELLS, View, counters, outcome_lines
+from deft_jax.cli.view import EXCERPT_CELLS, View, counters, outcome_lines, stopping
 from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.render import Line, Role
@@ -103,10 +103,10 @@ class LiveView(View):
         with self._lock:
             self._trees[event.request].add(event)
 
-    def on_interrupt(self) -> None:
+    def on_interrupt(self, number: int) -> None:
         """Say in the header that the end is near."""
         with self._lock:
-            self._activity.is_stopping = True
+            self._activity.stopping = stopping(number)
 
     def restore_terminal(self) -> None:
         """Remove the picture and show the cursor again."""

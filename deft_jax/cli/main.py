@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -49,7 +50,9 @@ def _guarded(arguments: Sequence[str] | None) -> int:
     is_closed = _open_streams()
     try:
         try:
-            return _run(arguments, is_closed)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return _run(arguments, is_closed)
         finally:
             # Also after --help, which exits: a reader that is gone shows only now.
             sys.stdout.flush()
@@ -70,11 +73,11 @@ def _guarded(arguments: Sequence[str] | None) -> int:
 
 
 def _run(arguments: Sequence[str] | None, is_closed: bool) -> int:
-    from deft_jax.cli.arguments import build_parser
+    from deft_jax.cli.arguments import parse
     from deft_jax.cli.interrupt import Interrupt
     from deft_jax.errors import DeftError
 
-    options = build_parser().parse_args(arguments)
+    options = parse(arguments)
     if is_closed and getattr(options, "output", None) is None:
         raise DeftError("standard output is closed; redirect it to a file or a pipe")
     # Wrong arguments need not wait for the imports of the commands.
@@ -133,13 +136,22 @@ def _message(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _fail(message: str) -> int:
-    from deft_jax.results.terminal_text import one_line
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning of Python on one line, without the code that it comes from."""
+    _print_line(f"warning: {message}")
 
+
+def _fail(message: str) -> int:
     try:
         sys.stdout.flush()
     except OSError:
         _discard_output()
-    with contextlib.suppress(OSError):  # A terminal may be gone.
-        print(f"deft-jax: error: {one_line(message)}", file=sys.stderr, flush=True)
+    _print_line(f"error: {message}")
     return _FAILED
+
+
+def _print_line(message: str) -> None:
+    from deft_jax.results.terminal_text import one_line
+
+    with contextlib.suppress(OSError):  # A terminal may be gone.
+        print(f"deft-jax: {one_line(message)}", file=sys.stderr, flush=True)

@@ -34,4 +34,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error without the usage, which --help shows."""
-        self.exit(2, f"deft-jax: error: {message}\n")
+        from deft_jax.results.terminal_text import one_line
+
+        if message.startswith("the following arguments are required"):
+            message += f"; see {self.prog} --help"
+        self.exit(2, f"deft-jax: error: {one_line(message)}\n")

@@ -10,6 +10,7 @@ from deft_jax.cli.view import (
     counters,
     outcome_document,
     outcome_lines,
+    stopping,
     write_progress,
 )
 from deft_jax.results.counters import Phase, Status
@@ -52,9 +53,9 @@ class ProgressLines(View):
         self._phase, self._message = status.phase, status.message
         self._next_line_at = now + _SECONDS_BETWEEN_LINES
 
-    def on_interrupt(self) -> None:
+    def on_interrupt(self, number: int) -> None:
         """Say that the end is near."""
-        write_progress("stopping; press Ctrl-C again to abort")
+        write_progress(stopping(number))
 
 
 class TreeOutput(ProgressLines):
@@ -86,6 +87,14 @@ class TextStream(ProgressLines):
         """Begin with nothing written."""
         super().__init__()
         self._written = ""
+        self._done: Status | None = None
+
+    def on_status(self, status: Status) -> None:
+        """Report as other views do, but the end only behind the text."""
+        if status.phase == "done":
+            self._done = status
+        else:
+            super().on_status(status)
 
     def on_token(self, event: TokenEvent) -> None:
         """Write the new text."""
@@ -98,10 +107,13 @@ class TextStream(ProgressLines):
         for tree in trees:
             text = tree.path_text(tree.best())
             self._write(text.removeprefix(self._written))
+        if not self._written.endswith("\n"):
+            print(flush=True)
+        for tree in trees:
             if tree.notice is not None:
                 write_progress(one_line(tree.notice))
-        if not self._written.endswith("\n"):
-            print()
+        if self._done is not None:
+            super().on_status(self._done)
 
     def _write(self, text: str) -> None:
         self._written += text

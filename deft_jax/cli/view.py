@@ -1,6 +1,7 @@
 """What the command line shows of a generation, whatever it shows it on."""
 
 import json
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -38,8 +39,12 @@ class View:
     def on_token(self, event: TokenEvent) -> None:
         """Take note of a token."""
 
-    def on_interrupt(self) -> None:
-        """Take note that the user has asked to stop; called from another thread."""
+    def on_interrupt(self, number: int) -> None:
+        """Take note that a signal has asked to stop; called from another thread.
+
+        Args:
+            number: the signal.
+        """
 
     def restore_terminal(self) -> None:
         """Make the terminal usable after an abort; called from another thread."""
@@ -53,6 +58,13 @@ class View:
             trees: one per prompt.
             settings: what the command ran with, ready for JSON.
         """
+
+
+def stopping(number: int) -> str:
+    """Return what is said when a signal has asked to stop."""
+    if number == signal.SIGINT:
+        return "stopping; press Ctrl-C again to abort"
+    return "stopping; a second signal aborts"
 
 
 def counters(status: Status) -> str:

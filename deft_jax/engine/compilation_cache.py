@@ -1,7 +1,9 @@
 """Where compiled programs are kept for the next process, and which were compiled."""
 
+import math
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,15 +53,34 @@ def enable_compilation_cache() -> None:
     folder = compilation_cache_folder()
     if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    is_writable = make_writable_folder(folder)
+    if not os.path.isdir(folder):
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # JAX warns of every program that it cannot write: it must not try.
+    seconds = 0 if is_writable else math.inf
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # JAX decides about its cache when it first compiles, which may have been before.
     jax_cache.reset_cache()
+
+
+def make_writable_folder(folder: Path) -> bool:
+    """Make a folder if there is none; return whether files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return _is_writable(folder)
+
+
+def _is_writable(folder: str | Path) -> bool:
+    """Say whether a file can be written to a folder, by writing one without a name."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @dataclass
@@ -82,7 +103,7 @@ class Compilations:
         """Note what JAX says before it says, on the same thread, that it is ready."""
         if event == _HIT:
             self._reading.add(threading.get_ident())
-        self.kept |= event == _KEPT
+        self.kept |= event == _KEPT and _is_cache_writable()
 
     def on_duration(self, event: str, duration_secs: float, **_: str | int) -> None:
         """Count the program that is ready, unless it was read from a cache."""
@@ -92,6 +113,16 @@ class Compilations:
                 self.seconds += duration_secs
                 self.threads.add(thread)
             self._reading.discard(thread)
+
+
+def _is_cache_writable() -> bool:
+    """Say whether JAX's cache can be written, as far as a folder shows it.
+
+    JAX announces that it keeps a program before it tries to. A cache at a URL is
+    taken to be writable.
+    """
+    folder = str(jax.config.jax_compilation_cache_dir or "")
+    return "://" in folder or _is_writable(folder)
 
 
 @contextmanager

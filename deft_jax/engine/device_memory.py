@@ -116,7 +116,8 @@ def check_memory(
     raise CapacityError(
         f"{capacity.rows} branches in {capacity.pages} pages of {capacity.page_size} "
         f"tokens need {_gib(sum(needed.values()))} beside the weights ({parts}), the "
-        f"device has {_gib(free)} free; lower n, max_new_tokens or the context"
+        f"device has {_gib(free)} free; lower n, max_new_tokens, the context "
+        "or the page size"
     )
 
 

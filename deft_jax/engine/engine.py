@@ -1,9 +1,11 @@
 """The engine: prompts and a strategy in, trees out."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from deft_jax.capacity import DEFAULT_ROWS, Capacity
+from deft_jax.engine.beside import run_beside
 from deft_jax.engine.device_memory import is_out_of_memory
 from deft_jax.engine.generation import Generation, make_request_table
 from deft_jax.engine.host_tree import Tokenizer
@@ -68,6 +70,7 @@ class Engine:
         self.method = as_method(implementation)
         self.runner = Runner(model, self.method)
         self._fixed = capacity is not None
+        self._beginning: Future[None] | None = None
 
     @property
     def state(self) -> DecodeState:
@@ -112,6 +115,7 @@ class Engine:
         """
         strategy = BestOfN(1) if strategy is None else strategy
         sampling = Sampling() if sampling is None else sampling
+        self._await_beginning()
         requests = self._requests(prompts, strategy, sampling)
         try:
             self._prepare(requests, strategy)
@@ -133,10 +137,11 @@ class Engine:
     ) -> None:
         """Begin to compile what `generate` will need for these arguments.
 
-        The two steps are compiled on threads of their own, or read from the compilation
-        cache, while the caller does something else. The arrays of `model` may still be
-        `jax.ShapeDtypeStruct`, so that the weights can be loaded meanwhile: set `model`
-        before `generate` is called.
+        What `generate` would refuse is refused now. Then the two steps are compiled on
+        threads of their own, or read from the compilation cache, while the caller does
+        something else. The arrays of `model` may still be `jax.ShapeDtypeStruct`, so
+        that the weights can be loaded meanwhile: set `model` before `generate` is
+        called.
 
         Args:
             prompts: the prompts, or others of the same lengths.
@@ -144,26 +149,28 @@ class Engine:
             sampling: how tokens will be chosen.
 
         Raises:
-            CapacityError: a prompt does not fit the context or the engine's capacity.
+            CapacityError: a prompt does not fit the context or the engine's capacity,
+                or the device has too little memory.
             DeftError: an argument cannot be used.
         """
         strategy = BestOfN(1) if strategy is None else strategy
         sampling = Sampling() if sampling is None else sampling
+        self._await_beginning()
         requests = self._requests(prompts, strategy, sampling)
-        if not self._fixed:
-            self._grow(requests, strategy)
-        assert self.capacity is not None
-        for request in requests:
-            request.check(self.capacity)
-        self.runner.check(self.capacity)
-        scheduler = Scheduler(requests, self.capacity)
-        eos = self.tokenizer.eos_token_ids
-        self.runner.compile_ahead(
-            self.capacity,
-            make_request_table(sampling, scheduler.limits(), eos),
-            scheduler.chunk([]),
-            strategy.planner,
-        )
+        self._fit(requests, strategy)
+        capacity = self.capacity
+        assert capacity is not None
+        self.runner.check(capacity)
+
+        def begin() -> None:
+            scheduler = Scheduler(requests, capacity)
+            eos = self.tokenizer.eos_token_ids
+            table = make_request_table(sampling, scheduler.limits(), eos)
+            self.runner.compile_ahead(
+                capacity, table, scheduler.chunk([]), strategy.planner
+            )
+
+        self._beginning = run_beside(begin)
 
     @property
     def model(self) -> Model:
@@ -176,7 +183,18 @@ class Engine:
 
     @model.setter
     def model(self, model: Model) -> None:
+        self._await_beginning()
         self.runner.replace_model(model)
+
+    def _await_beginning(self) -> None:
+        """Wait until `compile_ahead` has begun all that it begins.
+
+        Raises:
+            Exception: it could not.
+        """
+        beginning, self._beginning = self._beginning, None
+        if beginning is not None:
+            beginning.result()
 
     def _requests(
         self, prompts: Prompt | Sequence[Prompt], strategy: Strategy, sampling: Sampling
@@ -205,12 +223,21 @@ class Engine:
 
     def _prepare(self, requests: list[Request], strategy: Strategy) -> None:
         """Make the state fit the requests, and reset what belongs to one call."""
+        self._fit(requests, strategy)
+        assert self.capacity is not None
+        self.runner.prepare(self.capacity, strategy.planner)
+
+    def _fit(self, requests: list[Request], strategy: Strategy) -> None:
+        """Choose the capacity unless it is fixed, and check every request against it.
+
+        Raises:
+            CapacityError: a request does not fit.
+        """
         if not self._fixed:
             self._grow(requests, strategy)
         assert self.capacity is not None
         for request in requests:
             request.check(self.capacity)
-        self.runner.prepare(self.capacity, strategy.planner)
 
     def _grow(self, requests: list[Request], strategy: Strategy) -> None:
         """Choose a capacity that the requests need, unless the present one does.

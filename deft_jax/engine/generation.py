@@ -14,9 +14,10 @@ from deft_jax.capacity import bucket
 from deft_jax.engine.host_tree import HostTree, Tokenizer
 from deft_jax.engine.log_replay import LogReplay
 from deft_jax.engine.plan_notices import plan_notices
+from deft_jax.engine.programs import StopRequested, never_stop
 from deft_jax.engine.progress import Progress
 from deft_jax.engine.request import Request
-from deft_jax.engine.runner import Runner
+from deft_jax.engine.runner import PREFILL, Runner
 from deft_jax.engine.scheduler import Part, Scheduler
 from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
@@ -95,12 +96,15 @@ class Generation:
         self.on_token = on_token or (lambda event: None)
         self.progress.on_status = on_status or (lambda status: None)
         streams = on_token is not None or should_stop is not None
-        should_stop = should_stop or (lambda: False)
+        should_stop = self.runner.should_stop = should_stop or never_stop
         burst_steps = STREAM_STEPS if streams or self.sampling.stop else None
         # What a burst says cannot change the next one if nothing of it is looked at.
         self.runs_ahead = burst_steps is None
         try:
             self._run(burst_steps or self.runner.log_steps, should_stop)
+        except StopRequested:
+            self._mark_interrupted()
+            self.runner.reset()
         except BaseException:
             self.runner.reset()
             raise
@@ -132,9 +136,10 @@ class Generation:
         """
         begin = time.perf_counter()
         while not should_stop() and (parts := self.scheduler.next_parts()):
-            first = self.runner.is_first("prefill")
-            with self.progress.preparing("prefill") if first else nullcontext():
+            made = self.runner.has_made(PREFILL)
+            with nullcontext() if made else self.progress.preparing("prefill"):
                 state = self.runner.prefill(self.scheduler.chunk(parts))
+            self.runner.note_made(PREFILL)
             names = "overflow", "roots", "not_finite"
             seen = jax.device_get({name: _looked_at(state)[name] for name in names})
             if seen["overflow"]:
@@ -209,10 +214,11 @@ class Generation:
             dropped: [N] bool, nodes to drop first.
         """
         planner = self.strategy.planner
-        if self.runner.is_first("decode", planner):
+        if not self.runner.has_made(planner, self.table):
             with self.progress.preparing("decode"):
                 # No step: compiling is not decoding time.
                 self.runner.decode(self.table, self.no_node, 0, planner)
+            self.runner.note_made(planner, self.table)
         begin = time.perf_counter()
         state = self.runner.decode(self.table, dropped, steps, planner)
         return Burst(_copy(_looked_at(state)), begin)
@@ -235,12 +241,11 @@ class Generation:
 
     def _interrupt(self) -> None:
         """End every request where it stands."""
+        self._mark_interrupted()
         active = self.scheduler.active
-        for request in (*active.values(), *self.scheduler.waiting):
-            self.trees[request.index].fail("interrupted")
         if not active:
             return
-        if self.runner.has_made("decode", self.strategy.planner):
+        if self.runner.has_made(self.strategy.planner, self.table):
             roots = np.asarray(self.runner.state.roots)[list(active)]
             dropped = self.no_node.copy()
             dropped[roots[roots < self.capacity.nodes]] = True
@@ -248,6 +253,12 @@ class Generation:
         else:
             # Nobody who asks to stop wants to wait until the step is compiled.
             self.runner.reset()
+
+    def _mark_interrupted(self) -> None:
+        """Mark every request that has not ended; nothing is freed on the device."""
+        waiting = self.scheduler.waiting
+        for request in (*self.scheduler.active.values(), *waiting):
+            self.trees[request.index].fail("interrupted")
 
     def _run_out(self) -> None:
         """End every active request where it stands; what is done stays."""

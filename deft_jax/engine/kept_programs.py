@@ -5,7 +5,7 @@ else of a warm start. These files are found by what the program follows from: th
 of this package, the versions of JAX, the processor, and the arguments' shapes.
 
 XLA cannot write a program that it has read. So a program that is to be kept has a name
-that no program in JAX's cache has: that of its step and of the file.
+that no program in JAX's cache has: a file that is missing or damaged is written anew.
 """
 
 import functools
@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Hashable
 from contextlib import suppress
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ from jax.stages import Compiled, Lowered
 
 from deft_jax.engine.compilation_cache import (
     compilation_cache_folder,
+    make_writable_folder,
     watch_compilations,
 )
 
@@ -63,8 +65,13 @@ def kept_path(step: str, static: Hashable, arguments: Any) -> Path | None:
     return folder / f"deft-jax-{step}-{name}"
 
 
+def can_keep(path: Path) -> bool:
+    """Say whether a program can be written to the file that `kept_path` gave."""
+    return make_writable_folder(path.parent)
+
+
 def renamed(jitted: Any, path: Path, options: dict[str, Any]) -> Any:
-    """Return a jitted step under the name of the file that it is to be kept in.
+    """Return a jitted step under a name that no other program has.
 
     Args:
         jitted: the step.
@@ -72,7 +79,8 @@ def renamed(jitted: Any, path: Path, options: dict[str, Any]) -> Any:
         options: what `jax.jit` was given for the step.
     """
     step = functools.partial(jitted.__wrapped__)
-    step.__name__ = re.sub(r"\W", "_", path.name)  # type: ignore[attr-defined]
+    name = f"{path.name}_{uuid.uuid4().hex}"
+    step.__name__ = re.sub(r"\W", "_", name)  # type: ignore[attr-defined]
     return jax.jit(step, **options)
 
 
@@ -119,7 +127,6 @@ def compile_to_keep(
     if not same or returned != jax.tree.structure(result):
         return program
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Another process may write or read the same file: it appears at once.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             written = Path(folder, path.name)

@@ -1,11 +1,23 @@
 """Programs that are made ahead of time, several at once and beside other work."""
 
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from jax.stages import Compiled
 
 from deft_jax.engine.beside import run_beside
+
+LOOK_S = 0.1
+"""Seconds between two questions whether to stop, while a program is being made."""
+
+
+class StopRequested(Exception):
+    """The caller asked to stop while a program was being made."""
+
+
+def never_stop() -> bool:
+    """Return false: nothing asks to stop."""
+    return False
 
 
 class Programs:
@@ -27,15 +39,26 @@ class Programs:
         """
         self._programs[key] = run_beside(make)
 
-    def get(self, key: Hashable) -> Compiled | None:
+    def get(
+        self, key: Hashable, should_stop: Callable[[], bool] = never_stop
+    ) -> Compiled | None:
         """Return a program when it is made, None if it was never begun.
 
+        Args:
+            key: what the program is known by.
+            should_stop: asked while the program is being made; true gives up waiting.
+                The program is made all the same, for a later call.
+
         Raises:
-            Exception: it could not be made, and is forgotten.
+            StopRequested: `should_stop` said so.
+            Exception: the program could not be made, and is forgotten.
         """
         future = self._programs.get(key)
         if future is None:
             return None
+        while not (future.done() or wait([future], LOOK_S).done):
+            if should_stop():
+                raise StopRequested
         try:
             return future.result()
         except Exception:

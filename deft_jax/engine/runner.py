@@ -1,7 +1,7 @@
 """The decode state and the compiled programs that change it."""
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -12,12 +12,13 @@ from jax.stages import Compiled
 from deft_jax.capacity import Capacity
 from deft_jax.engine.device_memory import check_memory, has_memory
 from deft_jax.engine.kept_programs import (
+    can_keep,
     compile_to_keep,
     kept_path,
     read_program,
     renamed,
 )
-from deft_jax.engine.programs import Programs
+from deft_jax.engine.programs import Programs, never_stop
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model
 from deft_jax.runtime.prefill import prefill
@@ -66,6 +67,9 @@ class Runner:
         model: the network.
         method: stores KV and attends.
         capacity: sizes of the state; None before the first call of `prepare`.
+        ahead: the programs that are compiled ahead of time.
+        should_stop: asked while a step waits for its program to be compiled; true makes
+            the step raise `StopRequested` and leave the state as it is.
     """
 
     log_steps = LOG_STEPS
@@ -76,8 +80,9 @@ class Runner:
         self.method = method
         self.capacity: Capacity | None = None
         self.ahead = Programs()
+        self.should_stop: Callable[[], bool] = never_stop
         self._state: DecodeState | None = None
-        self._compiled: set[tuple] = set()
+        self._made: set[Hashable] = set()
 
     @property
     def state(self) -> DecodeState:
@@ -107,7 +112,7 @@ class Runner:
         """Take another network; one of other shapes needs other programs and state."""
         if _shapes(model) != _shapes(self.model):
             self.reset()
-            self.ahead = Programs()
+            self.ahead, self._made = Programs(), set()
         self.model = model
 
     def check(self, capacity: Capacity) -> None:
@@ -144,10 +149,13 @@ class Runner:
         """Feed a chunk of prompts; return the new state.
 
         The planner's state stays outside, so that planners share a compilation.
+
+        Raises:
+            StopRequested: `should_stop` said so before the step was compiled.
         """
         planner_state = self.state.planner
         args = self.model, dataclasses.replace(self.state, planner=()), chunk
-        ahead = self.ahead.get(self._key(PREFILL))
+        ahead = self.ahead.get(self._key(PREFILL), self.should_stop)
         state: DecodeState = (
             ahead(*args) if ahead else run_prefill(*args, method=self.method)
         )
@@ -164,9 +172,12 @@ class Runner:
             dropped: [N] bool, nodes to drop before the first step, with all below.
             max_steps: at most `log_steps`.
             planner: what decides on the device.
+
+        Raises:
+            StopRequested: `should_stop` said so before the step was compiled.
         """
         args = self.model, self.state, table, jnp.asarray(dropped), jnp.int32(max_steps)
-        ahead = self.ahead.get(self._key(planner, table))
+        ahead = self.ahead.get(self._key(planner, table), self.should_stop)
         static = {"planner": planner, "method": self.method}
         self._state = ahead(*args) if ahead else decode_program()(*args, **static)
         return self.state
@@ -208,16 +219,17 @@ class Runner:
         if step != PREFILL:
             static["planner"] = step
         name, options = (PREFILL, _PREFILL) if step == PREFILL else ("decode", _DECODE)
-        path, state = kept_path(name, tuple(static.values()), arguments), arguments[1]
+        state = arguments[1]
 
         def make() -> Compiled:
-            if path is None:
+            path = kept_path(name, tuple(static.values()), arguments)
+            program = path and read_program(path, arguments, state)
+            if program is not None:
+                return program
+            if path is None or not can_keep(path):
                 return jitted.lower(*arguments, **static).compile()
-            program = read_program(path, arguments, state)
-            if program is None:
-                lowered = renamed(jitted, path, options).lower(*arguments, **static)
-                program = compile_to_keep(lowered, path, arguments, state)
-            return program
+            lowered = renamed(jitted, path, options).lower(*arguments, **static)
+            return compile_to_keep(lowered, path, arguments, state)
 
         self.ahead.start(self._key(step, table), make)
 
@@ -226,15 +238,18 @@ class Runner:
         shapes = table and tuple(x.shape for x in jax.tree.leaves(table))
         return self.capacity, step, shapes
 
-    def is_first(self, step: str, planner: Any = None) -> bool:
-        """Say once per step, capacity and planner that its program is still to make."""
-        first = not self.has_made(step, planner)
-        self._compiled.add((step, self.capacity, planner))
-        return first
+    def note_made(self, step: Hashable, table: RequestTable | None = None) -> None:
+        """Note that a step was run; the arguments are those of `has_made`."""
+        self._made.add(self._key(step, table))
 
-    def has_made(self, step: str, planner: Any = None) -> bool:
-        """Say whether a step was run for the present capacity and a planner."""
-        return (step, self.capacity, planner) in self._compiled
+    def has_made(self, step: Hashable, table: RequestTable | None = None) -> bool:
+        """Say whether the program of a step was run for the present capacity.
+
+        Args:
+            step: PREFILL, or the planner of a decode step.
+            table: the requests of a decode step.
+        """
+        return self._key(step, table) in self._made
 
 
 def _shapes(model: Model) -> tuple:

@@ -10,6 +10,7 @@ import pytest
 from deft_jax.attention import backend as backend_module
 from deft_jax.attention import device as device_module
 from deft_jax.attention.backend import Backend, choose_backend, device_backend
+from deft_jax.errors import DeftError
 
 HOPPER, AMPERE = (9, 0), (8, 0)
 
@@ -71,7 +72,7 @@ def test_arrays_that_the_kernels_do_not_take_go_to_xla_with_one_warning(
 @pytest.mark.parametrize(("shape", "reason"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_asking_for_them_by_name_raises(device, shape, reason):
     device(HOPPER)
-    with pytest.raises(ValueError, match=re.escape(f"{reason}; use 'xla'")):
+    with pytest.raises(DeftError, match=re.escape(f"{reason}; use 'xla'")):
         choose_backend("mosaic_gpu", *arrays(**shape))
 
 
@@ -82,7 +83,7 @@ def test_another_gpu_takes_xla_with_a_warning(device):
 
 
 def test_without_a_gpu_the_kernels_cannot_be_asked_for():
-    with pytest.raises(ValueError, match="needs an NVIDIA GPU, got cpu; use 'xla'"):
+    with pytest.raises(DeftError, match="needs an NVIDIA GPU, got cpu; use 'xla'"):
         choose_backend("mosaic_gpu", *arrays())
 
 
@@ -96,5 +97,5 @@ def test_short_pages_of_80_elements_need_bulk_copies(device):
     device(HOPPER)
     assert choose_backend("mosaic_gpu", *shape) is Backend.HOPPER
     device(AMPERE)
-    with pytest.raises(ValueError, match="page size 16 is no multiple of 32"):
+    with pytest.raises(DeftError, match="page size 16 is no multiple of 32"):
         choose_backend("mosaic_gpu", *shape)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sysconfig
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ COMMAND = Path(sysconfig.get_path("scripts")) / "deft-jax"
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
 DEADLINE_S = 300
+STOP_S = 3.0
+"""Seconds that a stop may take on a busy machine; compiling takes more."""
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
 
 
@@ -98,7 +101,7 @@ def test_more_branches_than_fit_are_refused_with_numbers(environment, arguments)
     process = generate(environment, "--prompt", "a", *arguments)
     assert process.returncode == 2
     assert process.stdout == ""
-    _, error = process.stderr.splitlines()  # After "loaded 122 tensors".
+    [error] = process.stderr.splitlines()  # The weights are not loaded.
     assert re.match(r"deft-jax: error: \d+ branches in \d+ pages .* GiB", error)
 
 
@@ -196,12 +199,36 @@ def test_signal_on_a_terminal_keeps_what_there_is(environment, number):
         signals=[number],
     )
     assert code == 128 + number, output
-    assert "stopping; press Ctrl-C again to abort" in output
+    again = "press Ctrl-C again to abort" if number == signal.SIGINT else "a second"
+    assert f"stopping; {again}" in output
     final = output[output.rindex("\x1b[?25h") :]
     assert "Once upon a time" in final
     assert final.count("interrupted") == 4
     assert "best branch" in final
     assert "Traceback" not in output
+
+
+def test_signal_does_not_wait_for_the_compiler(environment, tmp_path):
+    process = subprocess.Popen(
+        [COMMAND, "generate", *STORY],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env={**environment, "DEFT_JAX_CACHE": str(tmp_path)},
+    )
+    assert process.stderr is not None
+    while "preparing the prefill step" not in (line := process.stderr.readline()):
+        assert line, process.wait()
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert time.monotonic() - begin < STOP_S
+    assert process.returncode == 143
+    assert out.startswith("\n") or "Once upon a time" in out
+    first, last = err.splitlines()
+    assert first == "deft-jax: stopping; a second signal aborts"
+    assert last.startswith("deft-jax: 0 tokens")
 
 
 def test_terminal_that_goes_away_leaves_the_file(environment, tmp_path):

@@ -34,7 +34,7 @@ def interrupt(calls):
 
 
 def test_first_signal_asks_and_second_aborts(interrupt, calls):
-    with interrupt, interrupt.softly(lambda: calls.append("request")):
+    with interrupt, interrupt.softly(lambda number: calls.append("request")):
         assert not interrupt.is_requested()
         send()
         wait_for(interrupt.is_requested)
@@ -53,7 +53,7 @@ def test_every_signal_ends_the_command_with_its_own_code(interrupt, calls, numbe
 
 
 def test_second_signal_need_not_be_that_of_the_first(interrupt, calls):
-    with interrupt, interrupt.softly(lambda: calls.append("request")):
+    with interrupt, interrupt.softly(lambda number: calls.append("request")):
         send(signal.SIGHUP)
         wait_for(lambda: calls == ["request"])
         send(signal.SIGTERM)
@@ -63,7 +63,7 @@ def test_second_signal_need_not_be_that_of_the_first(interrupt, calls):
 
 def test_signal_behind_the_soft_part_aborts(interrupt, calls):
     with interrupt:
-        with interrupt.softly(lambda: calls.append("request")):
+        with interrupt.softly(lambda number: calls.append("request")):
             pass
         send()
         wait_for(lambda: calls == ["restore", 130])

@@ -1,4 +1,5 @@
 import io
+import signal
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from rich.console import Console
 from deft_jax.cli.growing_tree import GrowingTree
 from deft_jax.cli.live_layout import Activity, screen_lines, share
 from deft_jax.cli.live_view import LiveView
+from deft_jax.cli.view import stopping
 from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.render import plain
@@ -88,8 +90,10 @@ def test_header_shows_the_prefill():
 
 
 def test_header_shows_the_interrupt():
-    lines = screen(forest(1, 1), (80, 24), is_stopping=True)
+    lines = screen(forest(1, 1), (80, 24), stopping=stopping(signal.SIGINT))
     assert "press Ctrl-C again" in lines[1]
+    lines = screen(forest(1, 1), (80, 24), stopping=stopping(signal.SIGTERM))
+    assert lines[1].endswith("stopping; a second signal aborts")
 
 
 def test_few_branches_share_the_screen():

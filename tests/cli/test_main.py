@@ -1,3 +1,6 @@
+import threading
+import warnings
+
 import pytest
 
 from deft_jax.cli import generate, main
@@ -39,3 +42,44 @@ def test_interrupt_is_code_130(monkeypatch, capsys):
 def test_other_errors_are_bugs(monkeypatch):
     with pytest.raises(RuntimeError, match="bug"):
         run_with(monkeypatch, RuntimeError("bug"))
+
+
+def test_warnings_are_one_line_each_from_any_thread(monkeypatch, capsys):
+    def run(options):
+        warnings.simplefilter("always")
+        warnings.warn("weights hold\n NaN\x1b", stacklevel=2)
+        thread = threading.Thread(target=lambda: warnings.warn("too", stacklevel=1))
+        thread.start()
+        thread.join()
+        return 0
+
+    monkeypatch.setattr(generate, "generate", run)
+    assert main.main(["generate", "--prompt", "p"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "deft-jax: warning: weights hold ↵ NaN\\x1b",
+        "deft-jax: warning: too",
+    ]
+    assert warnings.showwarning is not main._show_warning
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "hi"], "unrecognized arguments: hi; give a prompt by --prompt"),
+        (["generate", "--hi"], "unrecognized arguments: --hi\n"),
+        (["info", "hi"], "unrecognized arguments: hi\n"),
+        (["info", "a\nb\x1b"], "unrecognized arguments: a ↵ b\\x1b\n"),
+        (["info", "--model", ""], "argument --model: expected at least 1 character"),
+        (["bench", "trees", "--model", ""], "argument --model: expected at least 1"),
+        ([], "the following arguments are required: COMMAND; see deft-jax --help"),
+        (["bench"], "required: WORKLOAD; see deft-jax bench --help"),
+        (["generate", "--answer-pattern", "a{99999999999}"], "repetition number"),
+        (["generate", "--answer-pattern", "(" * 9999], "regular expression"),
+    ],
+)
+def test_errors_in_the_arguments_say_what_to_do(capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        main.main(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in error and error.count("\n") == 1

@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 
@@ -58,6 +59,30 @@ def test_stream_ends_its_last_line_once(text, capsys):
     view.on_token(event(text))
     view.finish([make_tree(text)], {})
     assert capsys.readouterr().out == "one\n"
+
+
+def test_counters_stand_behind_the_text_on_a_line_of_their_own(capfd):
+    view = TextStream()
+    view.on_status(Status(phase="decode"))
+    view.on_token(event("one"))
+    view.on_status(Status(phase="done", generated_tokens=1))
+    assert "token" not in capfd.readouterr().err
+    view.finish([make_tree("one")], {})
+    output = capfd.readouterr()
+    assert output.out == "\n"
+    assert output.err.startswith("deft-jax: 1 token · ")
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (signal.SIGINT, "deft-jax: stopping; press Ctrl-C again to abort\n"),
+        (signal.SIGTERM, "deft-jax: stopping; a second signal aborts\n"),
+    ],
+)
+def test_keys_are_named_only_to_who_has_pressed_them(capsys, number, line):
+    JsonOutput().on_interrupt(number)
+    assert capsys.readouterr().err == line
 
 
 def test_trees_are_written_when_they_are_done(capsys):

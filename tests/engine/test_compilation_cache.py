@@ -7,6 +7,7 @@ import pytest
 
 import deft_jax
 from deft_jax.engine.compilation_cache import (
+    Compilations,
     compilation_cache_folder,
     enable_compilation_cache,
     watch_compilations,
@@ -101,6 +102,16 @@ for _ in range(2):
 """
 
 
+SMALL_USE = """
+import jax, deft_jax
+deft_jax.enable_compilation_cache()
+from deft_jax.engine.compilation_cache import watch_compilations
+with watch_compilations() as compilations:
+    jax.jit(lambda x: x * 21 + 4)(3.0)
+print(compilations.kept)
+"""
+
+
 def test_a_library_call_compiles_once_per_machine_and_says_so(tmp_path):
     """The second process reads the programs that the first has kept."""
 
@@ -126,6 +137,36 @@ def test_a_library_call_compiles_once_per_machine_and_says_so(tmp_path):
     unkept = run("")
     assert unkept[::2] == preparing
     assert all(line.endswith(" s") for line in unkept[1::2])
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs such a folder")
+def test_a_folder_that_cannot_be_written_keeps_nothing_and_says_nothing(tmp_path):
+    """Nobody writes to this folder, not even root; JAX says that it keeps all."""
+    (tmp_path / "file").write_text("")
+    for folder in "/proc/self", str(tmp_path / "file"):
+        environment = {"PATH": "", "JAX_PLATFORMS": "cpu", "DEFT_JAX_CACHE": folder}
+        done = subprocess.run(
+            [sys.executable, "-c", SMALL_USE],
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_jax_does_not_keep_what_its_folder_cannot_take(monkeypatch):
+    """The folder may be the user's own, by JAX's variable."""
+    before = jax.config.jax_compilation_cache_dir
+    told = Compilations()
+    try:
+        for folder, kept in ("/proc/self", False), ("gs://bucket/folder", True):
+            jax.config.update("jax_compilation_cache_dir", folder)
+            told.on_event("/jax/compilation_cache/cache_misses")
+            assert told.kept is kept
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_what_is_compiled_is_told_from_what_is_there():

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from deft_jax.engine import kept_programs
 from deft_jax.engine.engine import Engine
@@ -86,12 +88,65 @@ def test_a_program_that_was_kept_gives_the_same_tokens(kept: Kept, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [lambda kept: kept[:-9], lambda kept: b"", None])
-def test_a_damaged_file_is_compiled_anew(kept: Kept, damage):
+def test_a_damaged_file_is_compiled_anew(kept: Kept, monkeypatch, damage):
     for path in kept.folder.iterdir():
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(damage(bytes(content)) if damage else bytes(content))
     assert generate() == kept.tokens
+    assert_all_are_read(kept.folder, monkeypatch, kept.tokens)
+
+
+def assert_all_are_read(folder: Path, monkeypatch, expected: tuple[int, ...]) -> None:
+    """Check that there is a file for both steps, and that both can be used."""
+    assert len(list(folder.glob("deft-jax-*"))) == 2
+
+    def refuse(*arguments):
+        raise AssertionError("a program was compiled that is in a file")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("deft_jax.engine.runner.compile_to_keep", refuse)
+        assert generate() == expected
+
+
+@pytest.fixture
+def cache_of_jax(folder: Path) -> Iterator[None]:
+    """Let JAX keep all that it compiles in the same folder, as the command does."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+@pytest.mark.usefixtures("cache_of_jax")
+@pytest.mark.parametrize("mend", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_file_is_written_anew_though_jax_has_kept_its_program(
+    folder: Path, monkeypatch, mend
+):
+    expected = generate()
+    for path in folder.glob("deft-jax-*"):
+        mend(path)
+    assert generate() == expected
+    assert_all_are_read(folder, monkeypatch, expected)
+
+
+def test_nothing_is_renamed_for_a_folder_that_cannot_be_written(
+    folder: Path, monkeypatch
+):
+    """JAX's own cache may lie elsewhere, and knows programs by their names."""
+    (folder / "file").write_text("")
+    monkeypatch.setenv("DEFT_JAX_CACHE", str(folder / "file"))
+
+    def refuse(*arguments):
+        raise AssertionError("a program was renamed that cannot be kept")
+
+    monkeypatch.setattr("deft_jax.engine.runner.renamed", refuse)
+    assert generate() == decode_alone("Hello", GREEDY).tokens
 
 
 def test_other_shapes_and_steps_have_other_files(folder: Path):

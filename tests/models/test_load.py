@@ -20,7 +20,7 @@ from deft_jax.models.checkpoints.checkpoint import open_checkpoint
 from deft_jax.models.checkpoints.gguf_blocks import DECODERS, BlockMatrix
 from deft_jax.models.checkpoints.weights import READERS, read_weights, weight_shapes
 from deft_jax.models.config.shapes import SHAPES
-from deft_jax.models.load import DTYPES, load_model
+from deft_jax.models.load import DTYPES, load_model, open_model
 from tests.support.models.loadable_checkpoints import (
     mild_weights,
     write_loadable_folder,
@@ -153,6 +153,9 @@ def test_a_shorter_context_is_one_of_the_config(source: Path):
     assert model.config.context_length == 100
     with pytest.raises(DeftError, match="context_length is 1025; expected 1 to 1024"):
         load_model(source, context_length=1025)
+    opened = open_model(source)
+    assert opened.with_context_length(100).load().config == model.config
+    assert opened.config.context_length == 1024
 
 
 NOT_FINITE = {
