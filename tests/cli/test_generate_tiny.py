@@ -170,4 +170,5 @@ def test_max_context_is_the_context_of_the_model(opened, context, is_long):
     assert main(["generate", "--prompt", "abd", "--n", "1", *limit]) == 0
     assert opened.is_loaded and opened.network.config == opened.config
     assert opened.config.context_length == int(context)
-    assert opened.config.rope_scaling.is_long == is_long
+    chosen = opened.config.rope_scaling
+    assert isinstance(chosen, LongRopeScaling) and chosen.is_long == is_long
