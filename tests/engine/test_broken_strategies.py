@@ -196,7 +196,7 @@ def test_a_token_outside_the_vocabulary_is_left_out(token, checked_cases):
 
 
 @pytest.mark.parametrize(
-    "source", [7, CAPACITY.nodes - 1, CAPACITY.nodes + 1, CAPACITY.nodes + 99, 10**6]
+    "source", [50, CAPACITY.nodes - 1, CAPACITY.nodes + 1, CAPACITY.nodes + 99, 10**6]
 )
 def test_a_source_that_is_not_there_is_left_out(source, checked_cases):
     strategy = Wrong(field="source", value=source)

@@ -89,7 +89,7 @@ jnp.ones(3) + 1  # JAX compiles before the cache is enabled.
 import deft_jax
 deft_jax.enable_compilation_cache()
 from deft_jax.engine.engine import Engine
-from deft_jax.models.config.config import SHAPES
+from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.families.llama import Llama
 from tests.support.tiny_model import AsciiTokenizer, CAPACITY, CONFIG
 config = dataclasses.replace(CONFIG, num_layers=1)
