@@ -1,35 +1,54 @@
 """The engine: prompts and a strategy in, trees out."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
-from deft_jax.capacity import DEFAULT_ROWS, Capacity
+from deft_jax.capacity import Capacity
 from deft_jax.engine.beside import run_beside
-from deft_jax.engine.device_memory import is_out_of_memory
-from deft_jax.engine.generation import Generation, make_request_table
+from deft_jax.engine.call import Call
+from deft_jax.engine.capacity_choice import CapacityChoice
+from deft_jax.engine.decode_loop import DecodeLoop
+from deft_jax.engine.driver import Driver
+from deft_jax.engine.event_log import EventLog
+from deft_jax.engine.handle import RequestHandle
 from deft_jax.engine.host_tree import Tokenizer
+from deft_jax.engine.pin import Pin
+from deft_jax.engine.progress import Progress
 from deft_jax.engine.prompts import Prompt, check_token_ids, list_prompts
+from deft_jax.engine.reading import Reading
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner
-from deft_jax.engine.scheduler import Scheduler
-from deft_jax.errors import CapacityError, DeftError
+from deft_jax.engine.widths import chunk_widths, row_widths
+from deft_jax.errors import DeftError
 from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.tree_node import TokenEvent
 from deft_jax.runtime.attention_method import AttentionMethod, as_method
 from deft_jax.runtime.forward import Model
+from deft_jax.runtime.prefill import NUM_TOP
 from deft_jax.runtime.state import DecodeState
+from deft_jax.sampling.noise import ROOT_KEY
 from deft_jax.sampling.params import Sampling
+from deft_jax.sampling.request_table import make_request_table
+from deft_jax.strategies.checked_strategy import checked
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.strategies.protocol import Strategy
+from deft_jax.strategies.traits import runs_at_any_width
 
 
 class Engine:
-    """Decodes trees with one model; keeps its KV pool between calls.
+    """Decodes trees with one model; keeps its KV pool and what it holds.
 
-    An engine is neither thread-safe nor re-entrant: one call of `generate` runs at a
-    time, and callbacks must not call the engine that calls them.
+    Requests may be submitted from any thread while others run; `generate` is a call
+    whose requests run to their ends. One thread of the engine's own runs them all, and
+    lives while there are any: callbacks are called there, and must not wait for a
+    request of the same engine.
+
+    Prompts and the paths of ended requests stay in the pool until it runs short: a
+    later prompt that begins like one of them is fed from where they part.
 
     Programs are compiled for each capacity. `deft_jax.enable_compilation_cache` keeps
     them for other processes, as the command line does.
@@ -38,8 +57,6 @@ class Engine:
         model: the network, such as a `deft_jax.models.families.llama.Llama`.
         tokenizer: turns text into token ids and back, such as a
             `deft_jax.models.tokenizers.tokenizer.Tokenizer`.
-        capacity: what the engine holds at once; None before the first call if it was
-            left to be taken from the requests.
         method: stores KV and attends.
         runner: owns the decode state and runs the compiled programs.
     """
@@ -51,6 +68,10 @@ class Engine:
         *,
         capacity: Capacity | None = None,
         implementation: str | AttentionMethod | None = None,
+        prefix_cache: bool = True,
+        memory: float | None = None,
+        debug: bool = False,
+        event_log: str | Path | None = None,
     ):
         """Set the engine up; nothing is allocated before the first call.
 
@@ -60,17 +81,43 @@ class Engine:
             capacity: what the engine holds at once; by default what calls need.
             implementation: implementation of `tree_attention`, None for the best of
                 the device; or another way to store KV and attend.
+            prefix_cache: false to forget every prompt and path with its request.
+            memory: share of the device's free memory to use for the KV pool where no
+                capacity is given, above 0 and at most 1; None for what calls need.
+            debug: true to check every plan of every planner, and the forest between
+                bursts; slow.
+            event_log: file that events are added to as JSON lines, None for none.
 
         Raises:
             DeftError: an argument is of the wrong type.
         """
         _check_type("capacity", capacity, Capacity | None, "a deft_jax.Capacity")
+        _check_memory(memory)
         self.tokenizer = tokenizer
-        self.capacity = capacity
         self.method = as_method(implementation)
-        self.runner = Runner(model, self.method)
-        self._fixed = capacity is not None
+        self.runner = self._create_runner(model)
+        self._debug = debug
+        self._choice = CapacityChoice(self.runner, capacity, memory, prefix_cache)
+        self._log = EventLog(event_log)
+        self._loop = DecodeLoop(
+            self.runner,
+            tokenizer,
+            self._choice.choose,
+            shares=prefix_cache,
+            log=self._log,
+            checks=debug,
+        )
+        self._driver = Driver(self._loop)
         self._beginning: Future[None] | None = None
+
+    def _create_runner(self, model: Model) -> Runner:
+        """Return what owns the state; for engines that measure what it does."""
+        return Runner(model, self.method)
+
+    @property
+    def capacity(self) -> Capacity | None:
+        """What the engine holds at once; None before the first call if not given."""
+        return self._choice.fixed or self._loop.forest.capacity
 
     @property
     def state(self) -> DecodeState:
@@ -83,6 +130,7 @@ class Engine:
         strategy: Strategy | None = None,
         sampling: Sampling | None = None,
         *,
+        priority: int = 0,
         on_token: Callable[[TokenEvent], None] | None = None,
         on_status: Callable[[Status], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -91,14 +139,15 @@ class Engine:
 
         A request that cannot go on ends alone: its tree has what there is, its open
         branches (or the prompt, if there are none) say why in `finish_reason`, and
-        `notice` gives the numbers. The reasons are "capacity" where the pool ran out,
-        which today ends every request that is decoding, and "not-finite" where the
-        model's numbers became NaN or infinite.
+        `notice` gives the numbers. The reasons are "capacity" where the pool is too
+        small for it alone, and "not-finite" where the model's numbers became NaN or
+        infinite.
 
         Args:
             prompts: one prompt or several; a list of ids is one prompt.
             strategy: how the trees grow; one greedy or sampled branch by default.
             sampling: how tokens are chosen and when branches end.
+            priority: requests of higher priority start first and give way last.
             on_token: called for every token, in order, while decoding runs.
             on_status: called when the phase or the counters change.
             should_stop: asked between bursts of steps; true ends the call with what
@@ -113,21 +162,112 @@ class Engine:
             DeftError: a prompt is empty, an argument cannot be used, or the strategy's
                 plans cannot be carried out.
         """
-        strategy = BestOfN(1) if strategy is None else strategy
-        sampling = Sampling() if sampling is None else sampling
         self._await_beginning()
-        requests = self._requests(prompts, strategy, sampling)
+        requests = self._requests(prompts, strategy, sampling, priority=priority)
+        call = self._call(requests, on_token, on_status, should_stop)
+        self._driver.submit(call)
         try:
-            self._prepare(requests, strategy)
-            generation = Generation(
-                self.runner, self.tokenizer, strategy, sampling, requests
+            call.wait()
+        except BaseException:
+            for request in requests:
+                call.cancel(request.index)
+            raise
+        return [handle.result() for handle in call.handles]
+
+    def submit(
+        self,
+        prompt: Prompt,
+        strategy: Strategy | None = None,
+        sampling: Sampling | None = None,
+        *,
+        key: int = ROOT_KEY,
+        priority: int = 0,
+        on_token: Callable[[TokenEvent], None] | None = None,
+        pin: bool = False,
+    ) -> RequestHandle[GenerationTree]:
+        """Let one tree grow beside whatever else runs; safe from any thread.
+
+        Args:
+            prompt: text or token ids.
+            strategy: how the tree grows; one branch by default.
+            sampling: how tokens are chosen and when branches end.
+            key: sampling key of the root, a uint32; requests with equal prompts, seeds
+                and keys draw the same tokens.
+            priority: requests of higher priority start first and give way last.
+            on_token: called for every token on the engine's thread.
+            pin: true to keep the KV of its paths until `unpin`; see the handle's `pin`.
+
+        Returns:
+            What the result is waited for with.
+
+        Raises:
+            CapacityError: the prompt does not fit the context or the capacity.
+            DeftError: an argument cannot be used.
+        """
+        self._await_beginning()
+        _check_one(prompt)
+        requests = self._requests(
+            [prompt], strategy, sampling, priority=priority, key=key, pin=pin
+        )
+        return self._begin(self._call(requests, on_token))
+
+    def read(
+        self,
+        prompt: Prompt,
+        *,
+        score_from: int | None = None,
+        top: int = 0,
+        priority: int = 0,
+        pin: bool = False,
+    ) -> RequestHandle[Reading]:
+        """Feed a prompt and generate nothing; what is cached is not fed again.
+
+        Args:
+            prompt: text or token ids.
+            score_from: first token of the prompt whose log-probability is wanted, at
+                least 1; None for none.
+            top: most likely next tokens to tell, at most 20.
+            priority: requests of higher priority start first.
+            pin: true to keep the prompt's KV until `unpin`.
+
+        Returns:
+            What the `Reading` is waited for with.
+
+        Raises:
+            CapacityError: the prompt does not fit the context or the capacity.
+            DeftError: an argument cannot be used.
+        """
+        self._await_beginning()
+        _check_one(prompt)
+        (request,) = self._requests([prompt], priority=priority, pin=pin)
+        if not 0 <= top <= NUM_TOP:
+            raise DeftError(f"top must be from 0 to {NUM_TOP} tokens, got {top}")
+        if score_from is not None and not 1 <= score_from <= len(request.prompt):
+            raise DeftError(
+                f"score_from must be from 1 to the prompt's {len(request.prompt)} "
+                f"tokens, got {score_from}"
             )
-            return generation.run(on_token, on_status, should_stop)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self.runner.reset()
-            raise CapacityError(_out_of_memory(error)) from None
+        request = dataclasses.replace(
+            request, strategy=None, score_from=score_from, num_top=top
+        )
+        return self._begin(self._call([request]))
+
+    def _begin(self, call: Call) -> RequestHandle[Any]:
+        """Let the one request of a call run."""
+        self._choice.expects_more = self._loop.is_open = True
+        self._driver.submit(call)
+        return call.handles[0]
+
+    def unpin(self, pin: Pin) -> None:
+        """Let the paths that a request has left be evicted; safe from any thread."""
+        self._driver.order(lambda: self._loop.forest.unpin(pin))
+
+    def clear_cache(self) -> None:
+        """Forget the prompts and paths that no request uses, and free their pages.
+
+        Pinned paths are forgotten too: whoever goes on from them feeds them again.
+        """
+        self._driver.run_between_turns(self._loop.clear_cache)
 
     def compile_ahead(
         self,
@@ -153,22 +293,29 @@ class Engine:
                 or the device has too little memory.
             DeftError: an argument cannot be used.
         """
-        strategy = BestOfN(1) if strategy is None else strategy
-        sampling = Sampling() if sampling is None else sampling
         self._await_beginning()
         requests = self._requests(prompts, strategy, sampling)
-        self._fit(requests, strategy)
-        capacity = self.capacity
-        assert capacity is not None
+        capacity = self._choice.choose(requests, self._loop.forest.capacity)
+        for request in requests:
+            request.check(capacity)
         self.runner.check(capacity)
+        first = requests[0]
+        assert first.strategy is not None
+        planner = first.strategy.planner
 
         def begin() -> None:
-            scheduler = Scheduler(requests, capacity)
+            samplings, limits = [None] * capacity.requests, [None] * capacity.requests
+            samplings[0], limits[0] = first.sampling, first.limit
             eos = self.tokenizer.eos_token_ids
-            table = make_request_table(sampling, scheduler.limits(), eos)
-            self.runner.compile_ahead(
-                capacity, table, scheduler.chunk([]), strategy.planner
-            )
+            table = make_request_table(samplings, limits, eos)
+            at_once = min(len(requests), capacity.requests)
+            rows = min(at_once * first.rows, capacity.rows)
+            tokens = min(sum(len(r.prompt) for r in requests[:at_once]), capacity.chunk)
+            width = _least(row_widths(capacity), rows)
+            if not runs_at_any_width(planner):
+                width = capacity.rows
+            chunk = _least(chunk_widths(capacity), tokens)
+            self.runner.compile_ahead(capacity, table, planner, width, chunk)
 
         self._beginning = run_beside(begin)
 
@@ -177,14 +324,14 @@ class Engine:
         """The network.
 
         Another one of the same shapes, such as loaded weights in place of their shapes,
-        runs the programs that are there.
+        runs the programs that are there. What is cached is forgotten.
         """
         return self.runner.model
 
     @model.setter
     def model(self, model: Model) -> None:
         self._await_beginning()
-        self.runner.replace_model(model)
+        self._driver.run_between_turns(lambda: self._loop.replace_model(model))
 
     def _await_beginning(self) -> None:
         """Wait until `compile_ahead` has begun all that it begins.
@@ -196,22 +343,46 @@ class Engine:
         if beginning is not None:
             beginning.result()
 
+    def _call(
+        self,
+        requests: list[Request],
+        on_token: Callable[[TokenEvent], None] | None = None,
+        on_status: Callable[[Status], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Call:
+        tokens = sum(len(request.prompt) for request in requests)
+        progress = Progress(self.model, tokens, on_status)
+        return Call(requests, progress, on_token, should_stop)
+
     def _requests(
-        self, prompts: Prompt | Sequence[Prompt], strategy: Strategy, sampling: Sampling
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        strategy: Strategy | None = None,
+        sampling: Sampling | None = None,
+        **options: Any,
     ) -> list[Request]:
         """Check the arguments of a call and encode its prompts."""
+        strategy = BestOfN(1) if strategy is None else strategy
+        sampling = Sampling() if sampling is None else sampling
         _check_type("sampling", sampling, Sampling, "a deft_jax.Sampling")
         _check_strategy(strategy)
         sampling.check(self.model.config.vocab_size)
+        if self._debug:
+            strategy = checked(strategy)
         return [
-            self._request(index, prompt, strategy, sampling)
+            self._request(index, prompt, strategy, sampling, options)
             for index, prompt in enumerate(list_prompts(prompts))
         ]
 
     def _request(
-        self, index: int, prompt: str | list[int], strategy: Strategy, sampling
+        self,
+        index: int,
+        prompt: str | list[int],
+        strategy: Strategy,
+        sampling: Sampling,
+        options: dict[str, Any],
     ) -> Request:
-        """Encode a prompt and check it against the context."""
+        """Encode a prompt and check it against the context and a given capacity."""
         is_text = isinstance(prompt, str)
         ids = self.tokenizer.encode(prompt) if is_text else prompt
         config = self.model.config
@@ -219,48 +390,42 @@ class Engine:
         decode = self.tokenizer.decode
         text = prompt if is_text else decode(ids, skip_special_tokens=False)
         limit = min(sampling.max_new_tokens, config.context_length - len(ids))
-        return Request(index, ids, text, limit, strategy.rows, strategy.nodes)
+        request = Request(
+            index=index,
+            prompt=list(ids),
+            text=text,
+            limit=limit,
+            sampling=sampling,
+            strategy=strategy,
+            **options,
+        )
+        if self._choice.fixed is not None:
+            request.check(self._choice.fixed)
+        return request
 
-    def _prepare(self, requests: list[Request], strategy: Strategy) -> None:
-        """Make the state fit the requests, and reset what belongs to one call."""
-        self._fit(requests, strategy)
-        assert self.capacity is not None
-        self.runner.prepare(self.capacity, strategy.planner)
 
-    def _fit(self, requests: list[Request], strategy: Strategy) -> None:
-        """Choose the capacity unless it is fixed, and check every request against it.
+def _least(widths: list[int], needed: int) -> int:
+    """Return the least width that will do."""
+    return next(width for width in widths if width >= needed)
 
-        Raises:
-            CapacityError: a request does not fit.
-        """
-        if not self._fixed:
-            self._grow(requests, strategy)
-        assert self.capacity is not None
-        for request in requests:
-            request.check(self.capacity)
 
-    def _grow(self, requests: list[Request], strategy: Strategy) -> None:
-        """Choose a capacity that the requests need, unless the present one does.
+def _check_one(prompt: Any) -> None:
+    """Check that there is one prompt, not several.
 
-        Where the memory is too little for all requests at once, fewer take turns.
-        """
-        max_rows = DEFAULT_ROWS
-        while True:
-            needed = Capacity.for_requests(
-                [len(request.prompt) for request in requests],
-                max(request.limit for request in requests),
-                strategy.rows,
-                strategy.nodes,
-                max_rows=max_rows,
-            )
-            if self.capacity is not None and self.capacity.covers(needed):
-                return
-            self.runner.reset()
-            one_at_a_time = len(requests) == 1 or max_rows < 2 * strategy.rows
-            if one_at_a_time or self.runner.fits(needed):
-                break
-            max_rows //= 2
-        self.capacity = needed
+    Raises:
+        DeftError: there are several, or none.
+    """
+    count = len(list_prompts(prompt))
+    if count != 1:
+        raise DeftError(f"expected 1 prompt, got {count}; submit one at a time")
+
+
+def _check_memory(memory: Any) -> None:
+    is_number = isinstance(memory, int | float) and not isinstance(memory, bool)
+    if memory is not None and not (is_number and 0 < memory <= 1):
+        raise DeftError(
+            f"memory must be a share above 0 and at most 1, got {memory!r:.60}"
+        )
 
 
 def _check_type(name: str, value: Any, kind: Any, expected: str) -> None:
@@ -281,11 +446,3 @@ def _check_strategy(strategy: Any) -> None:
             f"strategy must be an object such as BestOfN(4), got {strategy!r:.60}, "
             f"which has no {', '.join(missing) or 'instance'}"
         )
-
-
-def _out_of_memory(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (
-        "the device ran out of memory; lower n, max_new_tokens or the context: "
-        f"{text:.200}"
-    )

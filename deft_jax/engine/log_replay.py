@@ -1,12 +1,13 @@
 """The host reads the device's log: which node of a result each token belongs to."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from deft_jax.engine.host_tree import Branch, HostTree
 from deft_jax.errors import DeftError
 from deft_jax.results.tree_node import ROOT, TokenEvent
+from deft_jax.runtime.state import StepLog
 from deft_jax.strategies.protocol import FINISH_REASONS
 
 
@@ -20,6 +21,18 @@ class Address(NamedTuple):
 
     tree: HostTree
     node: int
+
+
+class Told(NamedTuple):
+    """A token that a branch has taken.
+
+    Attributes:
+        tree: the request's tree.
+        event: what listeners are told.
+    """
+
+    tree: HostTree
+    event: TokenEvent
 
 
 class LogReplay:
@@ -53,6 +66,11 @@ class LogReplay:
             if address.tree is not tree
         }
 
+    def tree_of(self, device_node: int) -> HostTree | None:
+        """Return the tree that a device node belongs to, None if that is unknown."""
+        address = self._addresses.get(device_node)
+        return None if address is None else address.tree
+
     @property
     def has_dropped(self) -> bool:
         """True if `take_dropped` has something to drop."""
@@ -63,27 +81,21 @@ class LogReplay:
         dropped, self._dropped = self._dropped, np.zeros(self._num_nodes, bool)
         return dropped
 
-    def drop(self, device_node: int) -> None:
-        """End a device node with all below it."""
-        self._dropped[device_node] = True
-
-    def drop_all(self) -> None:
-        """End every device node."""
-        self._dropped[:] = True
-
-    def play(self, burst: dict[str, Any]) -> list[TokenEvent]:
+    def play(self, log: StepLog, steps: int) -> list[Told]:
         """Apply the steps of a burst to the trees; return the tokens' events.
 
         Args:
-            burst: `log`, an unpacked `StepLog`, and `step`, the steps in it.
+            log: the unpacked log.
+            steps: the steps in it.
 
         Raises:
             DeftError: the strategy continued a node that is not there, or gave a token
                 that the vocabulary has not.
         """
-        events: list[TokenEvent] = []
-        for step in range(int(burst["step"])):
-            row = {k: v[step].tolist() for k, v in vars(burst["log"]).items()}
+        events: list[Told] = []
+        fields = {name: values[:steps].tolist() for name, values in vars(log).items()}
+        for step in range(steps):
+            row = {name: values[step] for name, values in fields.items()}
             for index, draft, at in self._drafts:
                 draft.logprobs[at] = row["draft_logprob"][index]
             self._drafts = []
@@ -92,15 +104,16 @@ class LogReplay:
             events += self._grow(row)
         return events
 
-    def _accept(self, tip: int) -> list[TokenEvent]:
+    def _accept(self, tip: int) -> list[Told]:
         address = self._addresses.get(tip)
         if address is None or address.node not in address.tree.branches:
             return []
-        return address.tree.accept(address.node)
+        tree = address.tree
+        return [Told(tree, event) for event in tree.accept(address.node)]
 
-    def _grow(self, row: dict[str, list]) -> list[TokenEvent]:
+    def _grow(self, row: dict[str, list]) -> list[Told]:
         """Add the tokens of a step, row by row."""
-        events: list[TokenEvent] = []
+        events: list[Told] = []
         fresh: dict[int, Address] = {}
         for index, source in enumerate(row["source"]):
             if source < 0:
@@ -135,7 +148,7 @@ class LogReplay:
             )
         return address
 
-    def _add(self, address: Address, row: dict[str, list], index: int):
+    def _add(self, address: Address, row: dict[str, list], index: int) -> list[Told]:
         """Add a row's token to its branch; return its events, one or none."""
         tree, node = address
         if tree.has_ended(node):
@@ -151,7 +164,7 @@ class LogReplay:
         branch = tree.branches[node]
         if branch.draft:
             self._drafts.append((index, branch, len(branch.tokens) - 1))
-        return [event] if event else []
+        return [Told(tree, event)] if event else []
 
     def _note(self, device_node: int, address: Address) -> None:
         """Note what a device node stands for from now on.

@@ -1,43 +1,38 @@
 """What the host says of plans that the device could not carry out."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from deft_jax.engine.request import Request
+from deft_jax.engine.live_request import LiveRequest
+from deft_jax.runtime.state import StepLog
 from deft_jax.tree.state import NO_NODE
 
 
 def plan_notices(
-    burst: dict[str, Any], active: Mapping[int, Request], num_nodes: int, vocab: int
-) -> dict[int, str]:
-    """Return a notice on the first row that was left out, for each request with one.
+    log: StepLog, steps: int, lives: Mapping[int, LiveRequest], rooms: tuple[int, int]
+) -> Iterator[tuple[LiveRequest, str]]:
+    """Yield a notice, one line, on each row that was left out, with its request.
 
-    A row that names no active request is told to all of them.
+    A row that names no running request is told to all of them.
 
     Args:
-        burst: `log`, an unpacked `StepLog`, and `step`, the steps in it.
-        active: the requests that decode, by slot.
-        num_nodes: `N`.
-        vocab: `V`.
-
-    Returns:
-        One line each, by the index of the request in the call.
+        log: the unpacked log.
+        steps: the steps in it.
+        lives: the requests that decode, by slot.
+        rooms: `N` and `V`.
     """
-    log, notices = burst["log"], {}
-    left_out = log.left_out[: int(burst["step"])]
+    left_out = log.left_out[:steps]
     for step, row in zip(*(left_out != NO_NODE).nonzero(), strict=True):
-        wrong = _wrong(
-            int(left_out[step, row]), int(log.token[step, row]), num_nodes, vocab
-        )
+        wrong = _wrong(int(left_out[step, row]), int(log.token[step, row]), *rooms)
         slot = int(log.request[step, row])
-        for request in [active[slot]] if slot in active else active.values():
-            notices.setdefault(
-                request.index,
-                f"the strategy's plan lets row {row} {wrong}; the row was left out, "
-                "and a branch that nothing continues ends as pruned; use "
-                "checked(strategy) to find the plan",
+        for live in [lives[slot]] if slot in lives else lives.values():
+            yield (
+                live,
+                (
+                    f"the strategy's plan lets row {row} {wrong}; the row was left "
+                    "out, and a branch that nothing continues ends as pruned; use "
+                    "checked(strategy) to find the plan"
+                ),
             )
-    return notices
 
 
 def _wrong(source: int, token: int, num_nodes: int, vocab: int) -> str:

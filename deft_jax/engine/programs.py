@@ -39,6 +39,15 @@ class Programs:
         """
         self._programs[key] = run_beside(make)
 
+    def is_begun(self, key: Hashable) -> bool:
+        """Say whether a program was begun."""
+        return key in self._programs
+
+    def has(self, key: Hashable) -> bool:
+        """Say whether a program is made."""
+        future = self._programs.get(key)
+        return future is not None and future.done() and future.exception() is None
+
     def get(
         self, key: Hashable, should_stop: Callable[[], bool] = never_stop
     ) -> Compiled | None:

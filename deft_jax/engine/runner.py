@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,12 @@ import numpy as np
 from jax.stages import Compiled
 
 from deft_jax.capacity import Capacity
-from deft_jax.engine.device_memory import check_memory, has_memory
+from deft_jax.engine.device_memory import (
+    check_memory,
+    free_bytes,
+    has_memory,
+    kv_pool_bytes,
+)
 from deft_jax.engine.kept_programs import (
     can_keep,
     compile_to_keep,
@@ -20,9 +26,18 @@ from deft_jax.engine.kept_programs import (
 )
 from deft_jax.engine.programs import Programs, never_stop
 from deft_jax.runtime.attention_method import AttentionMethod
+from deft_jax.runtime.edit import edit
 from deft_jax.runtime.forward import Model
 from deft_jax.runtime.prefill import prefill
-from deft_jax.runtime.state import LOG_STEPS, Chunk, DecodeState
+from deft_jax.runtime.state import (
+    NOTHING,
+    Chunk,
+    DecodeState,
+    Edit,
+    Question,
+    Report,
+    Turn,
+)
 from deft_jax.runtime.step import decode
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Planner
@@ -42,17 +57,22 @@ differently: near ties, a token may differ from what the same model gives elsewh
 """
 
 PREFILL = "prefill"
-"""Key of the step that reads prompts; a decode step is known by its planner."""
+"""Name of the step that feeds tokens."""
+
+EDIT = "edit"
+"""Key of the program that changes the forest between bursts."""
 
 _PREFILL: dict[str, Any] = {"static_argnames": "method", "donate_argnames": "state"}
 run_prefill = jax.jit(prefill, **_PREFILL)
 
 _DECODE: dict[str, Any] = {
-    "static_argnames": ("planner", "method"),
+    "static_argnames": ("planner", "method", "width"),
     "donate_argnames": "state",
 }
 run_decode = jax.jit(decode, **_DECODE)
 run_decode_on_gpu = jax.jit(decode, **_DECODE, compiler_options=GPU_OPTIONS)
+
+run_edit = jax.jit(edit, donate_argnames="state")
 
 
 def decode_program():
@@ -72,9 +92,6 @@ class Runner:
             the step raise `StopRequested` and leave the state as it is.
     """
 
-    log_steps = LOG_STEPS
-    """Most decode steps between two looks of the host."""
-
     def __init__(self, model: Model, method: AttentionMethod):
         self.model = model
         self.method = method
@@ -82,6 +99,7 @@ class Runner:
         self.ahead = Programs()
         self.should_stop: Callable[[], bool] = never_stop
         self._state: DecodeState | None = None
+        self._planner_states: dict[Planner, Any] = {}
         self._made: set[Hashable] = set()
 
     @property
@@ -90,8 +108,13 @@ class Runner:
         assert self._state is not None
         return self._state
 
-    def prepare(self, capacity: Capacity, planner: Planner) -> None:
-        """Make the state have a capacity, and the planner's part of it new.
+    @property
+    def has_state(self) -> bool:
+        """True if there is a state on the device."""
+        return self._state is not None
+
+    def prepare(self, capacity: Capacity) -> None:
+        """Make the state have a capacity; a state of another one is dropped first.
 
         Raises:
             CapacityError: the device has too little memory for a new state.
@@ -102,11 +125,14 @@ class Runner:
         if self._state is None:
             self.check(capacity)
             self._state = self.create_state(capacity)
+
+    def start_planner(self, planner: Planner) -> None:
+        """Make a planner's part of the state new."""
+        assert self.capacity is not None
         # Donated with the state, so that no array may be there twice or be kept.
-        planner_state = jax.tree.map(
-            lambda array: jnp.array(array, copy=True), planner.init(capacity)
+        self._planner_states[planner] = jax.tree.map(
+            lambda array: jnp.array(array, copy=True), planner.init(self.capacity)
         )
-        self._state = dataclasses.replace(self._state, planner=planner_state)
 
     def replace_model(self, model: Model) -> None:
         """Take another network; one of other shapes needs other programs and state."""
@@ -129,6 +155,15 @@ class Runner:
         config, dtype = self.model.config, self.model.dtype
         return has_memory(config, dtype, capacity, self._to_come())
 
+    def page_bytes(self, capacity: Capacity) -> int:
+        """Return the bytes of a page's keys and values in all layers."""
+        pool = kv_pool_bytes(self.model.config, self.model.dtype, capacity)
+        return pool // capacity.pages
+
+    def free_bytes(self) -> int:
+        """Return the memory that the device has free, 0 if it does not say."""
+        return max((free_bytes(jax.devices()[0]) or 0) - self._to_come(), 0)
+
     def _to_come(self) -> int:
         """Return the bytes of weights that are still to be loaded."""
         weights = jax.tree.leaves(self.model)
@@ -144,46 +179,59 @@ class Runner:
     def reset(self) -> None:
         """Drop the state, whatever it holds; `prepare` makes an empty one."""
         self._state = None
+        self._planner_states.clear()
 
-    def prefill(self, chunk: Chunk) -> DecodeState:
-        """Feed a chunk of prompts; return the new state.
-
-        The planner's state stays outside, so that planners share a compilation.
+    def feed(self, chunk: Chunk, question: Question | None = None) -> Report:
+        """Feed a chunk of tokens; return what there is to know of it.
 
         Raises:
             StopRequested: `should_stop` said so before the step was compiled.
         """
-        planner_state = self.state.planner
-        args = self.model, dataclasses.replace(self.state, planner=()), chunk
-        ahead = self.ahead.get(self._key(PREFILL), self.should_stop)
-        state: DecodeState = (
-            ahead(*args) if ahead else run_prefill(*args, method=self.method)
-        )
-        self._state = dataclasses.replace(state, planner=planner_state)
-        return self._state
+        args = self.model, self.state, chunk, question
+        step = feed_step(len(chunk.token), question is not None)
+        ahead = self.ahead.get(self._key(step), self.should_stop)
+        program = ahead or partial(run_prefill, method=self.method)
+        self._state, report = program(*args)
+        return report
 
     def decode(
-        self, table: RequestTable, dropped: np.ndarray, max_steps: int, planner: Planner
-    ) -> DecodeState:
-        """Run up to `max_steps` steps; return the new state with their log.
+        self, table: RequestTable, turn: Turn, planner: Planner, width: int
+    ) -> Report:
+        """Run up to `turn.max_steps` steps; return what there is to know of them.
 
         Args:
             table: sampling, limits and ends of the requests.
-            dropped: [N] bool, nodes to drop before the first step, with all below.
-            max_steps: at most `log_steps`.
+            turn: which requests decode, and how far.
             planner: what decides on the device.
+            width: rows that take part.
 
         Raises:
             StopRequested: `should_stop` said so before the step was compiled.
         """
-        args = self.model, self.state, table, jnp.asarray(dropped), jnp.int32(max_steps)
-        ahead = self.ahead.get(self._key(planner, table), self.should_stop)
-        static = {"planner": planner, "method": self.method}
-        self._state = ahead(*args) if ahead else decode_program()(*args, **static)
-        return self.state
+        state = dataclasses.replace(self.state, planner=self._planner_states[planner])
+        args = self.model, state, table, turn
+        step = decode_step_of(planner, width)
+        ahead = self.ahead.get(self._key(step, table), self.should_stop)
+        static = {"planner": planner, "method": self.method, "width": width}
+        program = ahead or partial(decode_program(), **static)
+        state, report = program(*args)
+        self._planner_states[planner] = state.planner
+        self._state = dataclasses.replace(state, planner=())
+        return report
+
+    def edit(self, changes: Edit) -> Report:
+        """Change the forest; return what there is to know of it."""
+        ahead = self.ahead.get(self._key(EDIT), self.should_stop)
+        self._state, report = (ahead or run_edit)(self.state, changes)
+        return report
 
     def compile_ahead(
-        self, capacity: Capacity, table: RequestTable, chunk: Chunk, planner: Planner
+        self,
+        capacity: Capacity,
+        table: RequestTable,
+        planner: Planner,
+        width: int,
+        num_tokens: int,
     ) -> None:
         """Begin to compile both steps on threads of their own; nothing is run.
 
@@ -192,44 +240,69 @@ class Runner:
         Args:
             capacity: sizes of the state.
             table: any table of the shapes to come.
-            chunk: any chunk of the shapes to come.
             planner: what decides on the device.
+            width: rows of the decode step.
+            num_tokens: tokens of the chunks.
         """
         self.capacity = capacity
-        state = jax.eval_shape(lambda: self.create_state(capacity))
-        self._start(PREFILL, None, run_prefill, (self.model, state, chunk))
+        self.start_feed(num_tokens)
+        self.start_decode(table, planner, width)
+
+    def start_feed(self, num_tokens: int) -> None:
+        """Begin to make the program that feeds chunks of so many tokens."""
+        assert self.capacity is not None
+        chunk = empty_chunk(self.capacity, num_tokens)
+        args = self.model, self._state_shapes(), chunk, None
+        static = {"method": self.method}
+        self._start(feed_step(num_tokens, False), None, run_prefill, args, static)
+
+    def start_decode(self, table: RequestTable, planner: Planner, width: int) -> None:
+        """Begin to make the decode program of a planner for so many rows."""
+        assert self.capacity is not None
+        capacity = self.capacity
         planner_state = jax.eval_shape(lambda: planner.init(capacity))
-        state = dataclasses.replace(state, planner=planner_state)
-        no_node = jnp.zeros(capacity.nodes, bool)
-        arguments = self.model, state, table, no_node, jnp.int32(0)
-        self._start(planner, table, decode_program(), arguments)
+        state = dataclasses.replace(self._state_shapes(), planner=planner_state)
+        turn = no_turn(capacity)
+        args = self.model, state, table, turn
+        static = {"planner": planner, "method": self.method, "width": width}
+        step = decode_step_of(planner, width)
+        self._start(step, table, decode_program(), args, static)
+
+    def _state_shapes(self) -> DecodeState:
+        capacity = self.capacity
+        assert capacity is not None
+        return jax.eval_shape(lambda: self.create_state(capacity))
 
     def _start(
-        self, step: Any, table: RequestTable | None, jitted: Any, arguments: tuple
+        self,
+        step: Hashable,
+        table: RequestTable | None,
+        jitted: Any,
+        arguments: tuple,
+        static: dict[str, Any],
     ) -> None:
         """Begin to make the program of a step: read what a file keeps, or compile.
 
         Args:
-            step: PREFILL, or the planner of a decode step.
+            step: what names the step.
             table: the requests of a decode step.
             jitted: the step.
-            arguments: arrays or shapes; the second is the state, which is returned.
+            arguments: arrays or shapes.
+            static: its static arguments.
         """
-        static = {"method": self.method}
-        if step != PREFILL:
-            static["planner"] = step
-        name, options = (PREFILL, _PREFILL) if step == PREFILL else ("decode", _DECODE)
-        state = arguments[1]
+        is_feed = jitted is run_prefill
+        name, options = (PREFILL, _PREFILL) if is_feed else ("decode", _DECODE)
+        result = jax.eval_shape(partial(jitted, **static), *arguments)
 
         def make() -> Compiled:
             path = kept_path(name, tuple(static.values()), arguments)
-            program = path and read_program(path, arguments, state)
+            program = path and read_program(path, arguments, result)
             if program is not None:
                 return program
             if path is None or not can_keep(path):
                 return jitted.lower(*arguments, **static).compile()
             lowered = renamed(jitted, path, options).lower(*arguments, **static)
-            return compile_to_keep(lowered, path, arguments, state)
+            return compile_to_keep(lowered, path, arguments, result)
 
         self.ahead.start(self._key(step, table), make)
 
@@ -243,13 +316,63 @@ class Runner:
         self._made.add(self._key(step, table))
 
     def has_made(self, step: Hashable, table: RequestTable | None = None) -> bool:
-        """Say whether the program of a step was run for the present capacity.
+        """Say whether a step can run at once for the present capacity.
 
         Args:
-            step: PREFILL, or the planner of a decode step.
+            step: `feed_step`, `decode_step_of` or EDIT.
             table: the requests of a decode step.
         """
-        return self._key(step, table) in self._made
+        key = self._key(step, table)
+        return key in self._made or self.ahead.has(key)
+
+    def is_being_made(self, step: Hashable, table: RequestTable | None = None) -> bool:
+        """Say whether the program of a step was begun."""
+        return self.ahead.is_begun(self._key(step, table))
+
+
+def feed_step(num_tokens: int, asks: bool) -> Hashable:
+    """Return what names the step that feeds chunks of so many tokens."""
+    return PREFILL, num_tokens, asks
+
+
+def decode_step_of(planner: Planner, width: int) -> Hashable:
+    """Return what names the decode step of a planner for so many rows."""
+    return planner, width
+
+
+def no_turn(capacity: Capacity) -> Turn:
+    """Return the turn in which no request decodes."""
+    none = np.zeros(capacity.requests, bool)
+    return Turn(none, none, np.int32(0))
+
+
+def empty_chunk(capacity: Capacity, num_tokens: int) -> Chunk:
+    """Return a chunk that feeds nothing."""
+    requests, rows = capacity.requests, capacity.rows
+    return Chunk(
+        token=np.zeros(num_tokens, np.int32),
+        node=np.full(num_tokens, -1, np.int32),
+        request=np.full(num_tokens, requests, np.int32),
+        starts=np.zeros(requests, bool),
+        prefix=np.full(requests, NOTHING, np.int32),
+        root=np.full(requests, NOTHING, np.int32),
+        key=np.zeros(requests, np.uint32),
+        last=np.full(rows, -1, np.int32),
+        number=np.zeros(rows, np.int32),
+    )
+
+
+def empty_edit(capacity: Capacity) -> Edit:
+    """Return an edit that changes nothing."""
+    none = np.zeros(capacity.nodes, bool)
+    return Edit(
+        dropped=none,
+        rest=none.copy(),
+        released=none.copy(),
+        split=np.full(capacity.requests, -1, np.int32),
+        at=np.zeros(capacity.requests, np.int32),
+        row=np.arange(capacity.rows, dtype=np.int32),
+    )
 
 
 def _shapes(model: Model) -> tuple:

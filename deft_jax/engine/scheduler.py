@@ -1,144 +1,96 @@
-"""Which requests decode, and in which rows: host logic that knows no model."""
+"""Which requests run, and in which slots and rows: host logic that knows no device."""
 
-from collections import deque
-from collections.abc import Collection, Iterable
-from typing import NamedTuple
-
-import numpy as np
+import bisect
+import dataclasses
+from collections.abc import Callable, Iterator
 
 from deft_jax.capacity import Capacity
+from deft_jax.engine.call import Call
 from deft_jax.engine.request import Request
-from deft_jax.runtime.state import Chunk
 
 
-class Part(NamedTuple):
-    """A run of a prompt's tokens that is fed in one chunk.
-
-    Attributes:
-        slot: request slot of the prompt.
-        begin: first of the tokens.
-        end: one past the last.
-    """
-
-    slot: int
-    begin: int
-    end: int
-
-
-class Scheduler:
-    """Gives waiting requests a slot and rows, and cuts their prompts into chunks.
+@dataclasses.dataclass(eq=False)
+class Waiting:
+    """A request that has no slot yet.
 
     Attributes:
-        waiting: requests that have not started, the next one first.
-        active: the started requests by slot, the latest last.
+        request: what was asked for.
+        call: the call that asked.
+        order: number of its arrival.
     """
 
-    def __init__(self, requests: Iterable[Request], capacity: Capacity):
-        self.capacity = capacity
-        self.waiting = deque(requests)
-        self.active: dict[int, Request] = {}
-        self._rows: dict[int, list[int]] = {}
-        self._fed: dict[int, int] = {}
-        self._free_rows = list(range(capacity.rows))
-        self._is_held = False
+    request: Request
+    call: Call
+    order: int
 
-    def admit(self) -> list[int]:
-        """Start waiting requests in order while there is room; return their slots."""
-        started: list[int] = []
-        while self.waiting and self._has_room(self.waiting[0]):
-            request = self.waiting.popleft()
-            slots = range(self.capacity.requests)
-            slot = next(slot for slot in slots if slot not in self.active)
-            self.active[slot], self._fed[slot] = request, 0
-            self._rows[slot] = self._free_rows[: request.rows]
-            del self._free_rows[: request.rows]
-            started.append(slot)
-        return started
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What the queue is sorted by: priority, then arrival."""
+        return -self.request.priority, self.order
 
-    def _has_room(self, request: Request) -> bool:
-        """Say whether a request fits beside the active ones by what all declare."""
-        if not self.active:
-            return True
-        others = self.active.values()
-        pages = sum(r.pages(self.capacity) for r in others)
-        nodes = sum(r.nodes for r in others)
-        return (
-            not self._is_held
-            and len(self.active) < self.capacity.requests
-            and request.rows <= len(self._free_rows)
-            and nodes + request.nodes <= self.capacity.nodes
-            and pages + request.pages(self.capacity) <= self.capacity.pages
-        )
 
-    def end(self, slot: int) -> Request:
-        """Give the slot and the rows of a request back; return the request."""
-        self._free_rows = sorted(self._free_rows + self._rows.pop(slot))
-        del self._fed[slot]
-        self._is_held = False
-        return self.active.pop(slot)
+class Seats:
+    """The free slots and rows of a capacity.
 
-    def put_back(self, slot: int) -> None:
-        """Let a request that did not fit wait until another one has ended."""
-        self.waiting.appendleft(self.end(slot))
-        self._is_held = True
+    Attributes:
+        slots: free request slots, in order.
+        rows: free rows, in order.
+    """
 
-    def is_fed(self, slot: int) -> bool:
-        """Say whether the whole prompt of a request was fed."""
-        return self._fed[slot] == len(self.active[slot].prompt)
+    def __init__(self, capacity: Capacity):
+        self.slots = list(range(capacity.requests))
+        self.rows = list(range(capacity.rows))
 
-    def fed(self, slot: int) -> int:
-        """Return how many tokens of a request's prompt were fed."""
-        return self._fed[slot]
+    def take(self, num_rows: int) -> tuple[int, list[int]]:
+        """Return the first free slot and the first free rows."""
+        rows, self.rows = self.rows[:num_rows], self.rows[num_rows:]
+        return self.slots.pop(0), rows
 
-    def next_parts(self) -> list[Part]:
-        """Return what the next chunk holds: prompts packed one behind the other.
+    def give_back(self, slot: int | None, rows: list[int]) -> None:
+        """Free a slot, if one is given, and rows."""
+        if slot is not None:
+            bisect.insort(self.slots, slot)
+        self.rows = sorted(self.rows + rows)
 
-        Prompts of 3, 9 and 4 tokens in slots 0, 1 and 2, chunks of 8 tokens:
-        [(0, 0, 3), (1, 0, 5)], then [(1, 5, 9), (2, 0, 4)], then nothing.
-        """
-        parts, room = [], self.capacity.chunk
-        for slot, request in self.active.items():
-            begin = self._fed[slot]
-            end = min(len(request.prompt), begin + room)
-            if begin < end:
-                parts.append(Part(slot, begin, end))
-                room -= end - begin
-        return parts
+    def has(self, request: Request) -> bool:
+        """Say whether there is a seat for a request."""
+        return bool(self.slots) and request.rows <= len(self.rows)
 
-    def note_fed(self, parts: Collection[Part]) -> None:
-        """Note that the tokens of a chunk are in the pool."""
-        for part in parts:
-            self._fed[part.slot] = part.end
 
-    def chunk(self, parts: Collection[Part]) -> Chunk:
-        """Return the chunk with some parts of prompts.
+class WaitingList:
+    """The requests that have not started, by priority and then by arrival."""
 
-        A prompt's rows start where its last token is fed. With the prompts of
-        `next_parts`, rows 0 and 1 of slot 0, rows 2 and 3 of slot 1, R = 3 and B = 6:
+    def __init__(self) -> None:
+        self._waiting: list[Waiting] = []
+        self._order = 0
 
-            request  0 0 0 1 1 1 1 1    then  1 1 1 1 2 2 2 2
-            starts   1 1 0                    0 0 1
-            last     2 2 -1 -1 -1 -1          -1 -1 3 3 7 7
-            number   0 1 0 0 0 0              0 0 0 1 0 1
-        """
-        capacity = self.capacity
-        token = np.zeros(capacity.chunk, np.int32)
-        request = np.full(capacity.chunk, capacity.requests, np.int32)
-        starts = np.zeros(capacity.requests, bool)
-        last = np.full(capacity.rows, -1, np.int32)
-        number = np.zeros(capacity.rows, np.int32)
-        at = 0
-        for slot, begin, end in parts:
-            prompt, rows = self.active[slot].prompt, self._rows[slot]
-            behind = at + end - begin
-            token[at:behind], request[at:behind] = prompt[begin:end], slot
-            starts[slot] = begin == 0
-            if end == len(prompt):
-                last[rows], number[rows] = behind - 1, np.arange(len(rows))
-            at = behind
-        return Chunk(token, request, starts, last, number)
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return len(self._waiting)
 
-    def limits(self) -> list[int | None]:
-        """Return the token limit of each request slot, None for free slots."""
-        active = (self.active.get(slot) for slot in range(self.capacity.requests))
-        return [request and request.limit for request in active]
+    def __iter__(self) -> Iterator[Waiting]:
+        """Yield them in the order in which they start."""
+        return iter(list(self._waiting))
+
+    def add(self, request: Request, call: Call) -> None:
+        """Let a request wait behind those of its priority."""
+        self._order += 1
+        self._insert(Waiting(request, call, self._order))
+
+    def put_back(self, request: Request, call: Call) -> None:
+        """Let a request that did not fit wait before those of its priority."""
+        self._insert(Waiting(request, call, -self._order))
+        self._order += 1
+
+    def _insert(self, waiting: Waiting) -> None:
+        bisect.insort(self._waiting, waiting, key=lambda one: one.rank)
+
+    def take(self, waiting: Waiting) -> None:
+        """Take a request off the list."""
+        self._waiting.remove(waiting)
+
+    def remove(self, is_out: Callable[[Waiting], bool]) -> list[Waiting]:
+        """Take some requests off the list and return them."""
+        out = [waiting for waiting in self._waiting if is_out(waiting)]
+        self._waiting = [one for one in self._waiting if one not in out]
+        return out

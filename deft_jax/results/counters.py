@@ -16,6 +16,7 @@ class Status:
         message: the same for a human reader, one line.
         elapsed_s: seconds since the call.
         prompt_tokens_done: prompt tokens whose keys and values are in the pool.
+        prompt_tokens_cached: those of them that were found in the prefix cache.
         prompt_tokens_total: prompt tokens of all requests.
         generated_tokens: tokens sampled so far, on all branches.
         tokens_per_s: rate of decoding, all branches together.
@@ -34,6 +35,7 @@ class Status:
     message: str = ""
     elapsed_s: float = 0.0
     prompt_tokens_done: int = 0
+    prompt_tokens_cached: int = 0
     prompt_tokens_total: int = 0
     generated_tokens: int = 0
     tokens_per_s: float = 0.0

@@ -16,8 +16,9 @@ from deft_jax.tree.counting import earlier_equal, largest, tally
 class BranchKeys:
     """Keys by which branches draw different tokens from the same logits.
 
-    A root has `ROOT_KEY`, child number `i` of a node `child_key(key, i)`, and a draft
-    the key of its parent, so that it is judged by the tokens that its trunk would draw.
+    A root has `ROOT_KEY`, or the key that its request names; child number `i` of a node
+    has `child_key(key, i)`, and a draft the key of its parent, so that it is judged by
+    the tokens that its trunk would draw.
 
     Attributes:
         key: [N] uint32, key of each live node.
@@ -33,9 +34,14 @@ class BranchKeys:
         key = jnp.full(num_nodes, ROOT_KEY, jnp.uint32)
         return cls(key, jnp.zeros(num_nodes, jnp.int32))
 
-    def with_roots(self, root: jax.Array) -> Self:
-        """Return the keys with those of new roots [R] int32, N for none."""
-        key = self.key.at[root].set(ROOT_KEY, mode="drop")
+    def with_roots(self, root: jax.Array, root_key: jax.Array) -> Self:
+        """Return the keys with those of new roots.
+
+        Args:
+            root: [R] int32, the new roots, N for none.
+            root_key: [R] uint32, their keys.
+        """
+        key = self.key.at[root].set(root_key, mode="drop")
         return type(self)(key, self.children.at[root].set(0, mode="drop"))
 
     def of_rows(

@@ -1,7 +1,7 @@
 """What the decode step works on: rows, requests, chunks of prompts, and the log."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,21 +116,25 @@ def _bits(x: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """Everything that a step changes.
+    """Everything that outlives a program.
 
     Attributes:
-        tree: the forest.
+        tree: the forest. While its overflow is set nothing runs: whatever was started
+            behind a plan or a chunk that did not fit changes nothing, until the host
+            has made room with an `Edit`.
         pool: KV of each layer.
         rows: the growing branches.
         hidden: [B, E], final hidden state of each row's last token.
         roots: [R] int32, root of each request slot, N for free slots.
+        feeding: [R] int32, node that shared prompt tokens of each slot are fed to, N
+            for none.
         not_finite: [R] bool, true for requests of which a prompt token's hidden state
             or a row's logits were NaN or infinite; the step that finds it ends them.
         branch_keys: sampling keys of the nodes.
         keep: [N] bool, nodes that the last plan keeps though nothing is below them.
+        resting: [N] bool, live nodes that stay until the host drops them, whatever
+            requests end: prompts that others may share, and paths of ended requests.
         planner: the planner's own state.
-        log: [S, fields, B] int32, the steps since the host last read it (`StepLog`).
-        step: [] int32, steps in the log.
     """
 
     tree: Tree
@@ -138,12 +142,12 @@ class DecodeState:
     rows: Rows
     hidden: jax.Array
     roots: jax.Array
+    feeding: jax.Array
     not_finite: jax.Array
     branch_keys: BranchKeys
     keep: jax.Array
+    resting: jax.Array
     planner: Any
-    log: jax.Array
-    step: jax.Array
 
     @classmethod
     def create(
@@ -167,31 +171,209 @@ class DecodeState:
             rows=Rows.create(capacity),
             hidden=jnp.zeros((capacity.rows, hidden_size), dtype),
             roots=jnp.full(capacity.requests, capacity.nodes, jnp.int32),
+            feeding=jnp.full(capacity.requests, capacity.nodes, jnp.int32),
             not_finite=jnp.zeros(capacity.requests, bool),
             branch_keys=BranchKeys.create(capacity.nodes),
             keep=jnp.zeros(capacity.nodes, bool),
+            resting=jnp.zeros(capacity.nodes, bool),
             planner=(),
-            log=StepLog.create(LOG_STEPS, capacity.rows),
-            step=jnp.int32(0),
         )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Turn:
+    """What the host says of one burst of decode steps.
+
+    Attributes:
+        requests: [R] bool, true for the slots that decode; the others are not seen by
+            the planner and stay as they are.
+        rests: [R] bool, true for slots whose finished branches, and whose nodes at
+            their end, stay as resting nodes instead of being freed.
+        max_steps: [] int32, most steps, at most LOG_STEPS.
+    """
+
+    requests: Any
+    rests: Any
+    max_steps: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a program tells the host; its arrays outlive the state that it came from.
+
+    Attributes:
+        numbers: [5 + 5 R + W] int32, the fields of `Numbers`, packed.
+        log: [S, fields, W] int32, the steps of a burst (`StepLog`); None of others.
+        scores: what a chunk was asked to tell of its tokens; None of others.
+    """
+
+    numbers: jax.Array
+    log: jax.Array | None = None
+    scores: Any = None
+
+
+class Numbers(NamedTuple):
+    """What every program reports, on the host.
+
+    Attributes:
+        steps: decode steps that were run.
+        overflow: bits of `Tree.overflow`; not 0 where something did not fit.
+        free_pages: pages that hold no token.
+        free_nodes: nodes that are not live.
+        live_rows: rows that hold a token, of all requests.
+        roots_before: [R], root of each slot before the program's first step.
+        roots: [R], root of each slot, N for free slots.
+        feeding: [R], node that each slot's shared prompt is fed to, N for none.
+        not_finite: [R], 1 for slots whose numbers were NaN or infinite.
+        split_off: [R], new nodes of an edit's splits, N for none.
+        row_node: [W], node of each row that the program ran, N for idle rows.
+    """
+
+    steps: int
+    overflow: int
+    free_pages: int
+    free_nodes: int
+    live_rows: int
+    roots_before: np.ndarray
+    roots: np.ndarray
+    feeding: np.ndarray
+    not_finite: np.ndarray
+    split_off: np.ndarray
+    row_node: np.ndarray
+
+    @classmethod
+    def unpack(cls, packed: np.ndarray, num_requests: int) -> "Numbers":
+        """Return the fields from `Report.numbers` of `R` request slots."""
+        columns = packed[5:].tolist()
+        ends = [num_requests * i for i in range(6)]
+        fields = [
+            np.array(columns[a:b], np.int64)
+            for a, b in zip(ends, ends[1:], strict=False)
+        ]
+        row_node = np.array(columns[ends[-1] :], np.int64)
+        return cls(*packed[:5].tolist(), *fields, row_node)
+
+
+def pack_numbers(
+    state: DecodeState,
+    *,
+    steps: jax.Array | int = 0,
+    roots_before: jax.Array | None = None,
+    split_off: jax.Array | None = None,
+    row_node: jax.Array | None = None,
+) -> jax.Array:
+    """Return what a program reports of the state it leaves, as `Numbers` says."""
+    tree, rows = state.tree, state.rows
+    free = jnp.full_like(state.roots, tree.num_nodes)
+    scalars = (
+        steps,
+        tree.overflow,
+        tree.num_free_pages,
+        tree.num_free_nodes,
+        jnp.sum(rows.node < tree.num_nodes),
+    )
+    return jnp.concatenate(
+        [
+            jnp.stack([jnp.asarray(x, jnp.int32) for x in scalars]),
+            state.roots if roots_before is None else roots_before,
+            state.roots,
+            state.feeding,
+            state.not_finite.astype(jnp.int32),
+            free if split_off is None else split_off,
+            rows.node if row_node is None else row_node,
+        ]
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Prompt tokens to feed in one step, of one or several requests.
+    """Tokens to feed in one step, of one or several requests.
+
+    A *code* names the node that a token goes to: below N a node of the forest, N + r
+    the node that slot r's shared prompt is fed to, N + R + r the root of slot r. Both
+    may be made by this chunk, so that the host need not know their numbers.
 
     Attributes:
         token: [C] int32, token ids.
+        node: [C] int32 code, node of each token, -1 for idle entries.
         request: [C] int32, request slot of each token, R for idle entries.
-        starts: [R] bool, true for requests whose first token is in this chunk.
+        starts: [R] bool, true for slots whose request begins with this chunk.
+        prefix: [R] int32 code, parent of a new node for shared prompt tokens of each
+            slot: NO_NODE for none above it, NOTHING to make no node.
+        root: [R] int32 code, parent of a new root of each slot, likewise.
+        key: [R] uint32, sampling key of each new root.
         last: [B] int32, for rows to start: index in the chunk of their prompt's last
             token; -1 leaves a row as it is.
         number: [B] int32, number within its request of each row to start.
     """
 
     token: Any
+    node: Any
     request: Any
     starts: Any
+    prefix: Any
+    root: Any
+    key: Any
     last: Any
     number: Any
+
+
+NOTHING = -2
+"""`Chunk.prefix` and `Chunk.root` of slots for which no node is made."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What a chunk is to tell of its tokens.
+
+    Attributes:
+        target: [C] int32, token whose log-probability behind each token is wanted.
+        top: [R] int32, index in the chunk of a token whose most likely successors are
+            wanted, for each slot; -1 for none.
+    """
+
+    target: Any
+    top: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The answer to a `Question`.
+
+    Attributes:
+        logprob: [C] float32, natural log-probability of each target.
+        top_token: [R, k] int32, most likely tokens, the likeliest first.
+        top_logprob: [R, k] float32, their log-probabilities.
+    """
+
+    logprob: Any
+    top_token: Any
+    top_logprob: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """What the host changes in the forest between bursts, in this order.
+
+    Attributes:
+        dropped: [N] bool, nodes to drop with all below them.
+        rest: [N] bool, nodes that rest from now on.
+        released: [N] bool, nodes that lose their tokens' slots and stay; their tokens
+            are fed again later, parents before children.
+        split: [R] int32, nodes to split in two, -1 for none, each at most once.
+        at: [R] int32, tokens that stay in the upper part.
+        row: [B] int32, row that each row takes over: a permutation.
+    """
+
+    dropped: Any
+    rest: Any
+    released: Any
+    split: Any
+    at: Any
+    row: Any

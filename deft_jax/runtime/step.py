@@ -13,26 +13,34 @@ from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model, forward
 from deft_jax.runtime.plan_limits import within_limits
 from deft_jax.runtime.prefill import any_of_request
-from deft_jax.runtime.state import DecodeState, Rows, StepLog
+from deft_jax.runtime.state import (
+    LOG_STEPS,
+    DecodeState,
+    Report,
+    Rows,
+    StepLog,
+    Turn,
+    pack_numbers,
+)
 from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Plan, Planner, View, finish_code
 from deft_jax.tree.appending import Slots
-from deft_jax.tree.pruning import prune
-from deft_jax.tree.state import NO_NODE, Tree, choose, replace
+from deft_jax.tree.pruning import is_below
+from deft_jax.tree.state import NO_NODE, Tree, choose
 
 
 def decode(
     model: Model,
     state: DecodeState,
     table: RequestTable,
-    dropped: jax.Array,
-    max_steps: jax.Array,
+    turn: Turn,
     *,
     planner: Planner,
     method: AttentionMethod,
-) -> DecodeState:
-    """Decode up to `max_steps` steps without the host.
+    width: int | None = None,
+) -> tuple[DecodeState, Report]:
+    """Decode up to `turn.max_steps` steps without the host.
 
     The loop stops before that when a request ends (so that the host can fill its rows),
     or when a plan does not fit the free pages or nodes: then the state is as before
@@ -40,55 +48,104 @@ def decode(
 
     Args:
         model: the network.
-        state: donated by the caller's jit; its log is overwritten.
+        state: donated by the caller's jit.
         table: sampling, limits and ends of the requests.
-        dropped: [N] bool, nodes that the host drops before the first step, with all
-            below them.
-        max_steps: [] int32, at most the log's capacity.
+        turn: which requests decode, and how far.
         planner: static; the part of the strategy that runs on the device.
         method: static; stores KV and attends.
-    """
-    state = dataclasses.replace(
-        state, tree=replace(state.tree, overflow=jnp.int32(0)), step=jnp.int32(0)
-    )
-    state = lax.cond(jnp.any(dropped), lambda s: _drop(s, dropped), lambda s: s, state)
-    size = state.tree.num_nodes
-    num_requests = jnp.sum(state.roots < size)
+        width: static, `W`; the rows of the requests that decode are among so many
+            first ones, and a step costs what these cost. All rows if None.
 
-    def goes_on(state):
+    Returns:
+        The state, and the report with the log.
+    """
+    size, num_rows = state.tree.num_nodes, width or state.rows.node.shape[0]
+    inner, others_keep = _take_turn(state, turn, num_rows)
+    roots_before = inner.roots
+    num_requests = jnp.sum(roots_before < size)
+
+    def goes_on(carry):
+        state, _, step = carry
         same = jnp.sum(state.roots < size) == num_requests
         fits = state.tree.overflow == 0
-        return (num_requests > 0) & same & fits & (state.step < max_steps)
+        return (num_requests > 0) & same & fits & (step < turn.max_steps)
 
-    def step(state):
-        return decode_step(model, state, table, planner, method)
+    def run(carry):
+        state, log, step = carry
+        state, row = decode_step(model, state, table, turn.rests, planner, method)
+        state = dataclasses.replace(state, keep=state.keep | others_keep)
+        fits = state.tree.overflow == 0
+        return state, log.at[step].set(row), step + jnp.where(fits, 1, 0)
 
-    return lax.while_loop(goes_on, step, state)
+    log = StepLog.create(LOG_STEPS, num_rows)
+    inner, log, steps = lax.while_loop(goes_on, run, (inner, log, jnp.int32(0)))
+    state = _hand_over(state, inner, turn)
+    numbers = pack_numbers(
+        state, steps=steps, roots_before=roots_before, row_node=inner.rows.node
+    )
+    return state, Report(numbers, log)
 
 
-def _drop(state: DecodeState, dropped: jax.Array) -> DecodeState:
-    """Drop nodes, the rows there and below, and requests left without a node."""
+def _take_turn(
+    state: DecodeState, turn: Turn, num_rows: int
+) -> tuple[DecodeState, jax.Array]:
+    """Return the state as the requests in turn see it, and what others keep.
+
+    Rows and roots of the other requests are idle there, so that no planner sees them
+    and none of them is taken for ended.
+
+    Returns:
+        The state with `num_rows` rows, and [N] bool, nodes that other requests keep.
+    """
     size, num_requests = state.tree.num_nodes, state.roots.shape[0]
-    tree = prune(state.tree, dropped, state.keep)
-    live = jnp.append(tree.live, False)
-    kept, rows = live[state.rows.node], state.rows
+    rows = jax.tree.map(lambda x: x[:num_rows], state.rows)
+    is_in = jnp.append(turn.requests, False)[rows.request]
     rows = dataclasses.replace(
         rows,
-        node=jnp.where(kept, rows.node, size),
-        request=jnp.where(kept, rows.request, num_requests),
+        node=jnp.where(is_in, rows.node, size),
+        request=jnp.where(is_in, rows.request, num_requests),
     )
-    roots = jnp.where(live[state.roots], state.roots, size)
-    return dataclasses.replace(state, tree=tree, rows=rows, roots=roots)
+    roots = jnp.where(turn.requests, state.roots, size)
+    others_keep = state.keep & ~is_below(state.tree, roots)
+    return dataclasses.replace(
+        state, rows=rows, hidden=state.hidden[:num_rows], roots=roots
+    ), others_keep
 
 
-def decode_step(model, state, table, planner, method) -> DecodeState:
-    """Run one step of `decode`: every row gets a token, and its hidden state."""
+def _hand_over(before: DecodeState, after: DecodeState, turn: Turn) -> DecodeState:
+    """Return the state after a burst, in which other requests are as they were."""
+    num_rows = after.rows.node.shape[0]
+    is_in = jnp.append(turn.requests, False)[before.rows.request[:num_rows]]
+
+    def put(old, new):
+        mask = is_in[:, None] if old.ndim == 2 else is_in
+        return old.at[:num_rows].set(jnp.where(mask, new, old[:num_rows]))
+
+    return dataclasses.replace(
+        after,
+        rows=jax.tree.map(put, before.rows, after.rows),
+        hidden=put(before.hidden, after.hidden),
+        roots=jnp.where(turn.requests, after.roots, before.roots),
+    )
+
+
+def decode_step(
+    model, state, table, rests, planner, method
+) -> tuple[DecodeState, jax.Array]:
+    """Run one step of `decode`: every row gets a token, and its hidden state.
+
+    Returns:
+        The state, and the step's entry of the log.
+    """
     view = _look(model, state, table)
     with jax.named_scope("tree_operations"):
         planner_state, plan = planner.plan(state.planner, view)
         plan, left_out = within_limits(plan, view, planner.draft_depth)
         plan, not_finite = _end_not_finite(state, view, plan)
-        tree, slots, roots, keys = apply_plan(state, plan, planner.draft_depth)
+        state, slots, roots = apply_plan(
+            state, plan, planner.draft_depth, rests & ~not_finite
+        )
+        tree = state.tree
         fits = tree.overflow == 0
     hidden, pool, grouping = forward(
         model, tree, state.pool, slots, plan.token, method, state.rows.node
@@ -99,19 +156,17 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
         number=state.rows.number,
         generated=plan.generated,
     )
-    return DecodeState(
-        tree=tree,
+    after = dataclasses.replace(
+        state,
         pool=pool,
         rows=choose(fits, rows, state.rows),
         hidden=jnp.where(fits, hidden, state.hidden),
         roots=jnp.where(fits, roots, state.roots),
         not_finite=not_finite,
-        branch_keys=keys,
         keep=jnp.where(fits, plan.keep, state.keep),
         planner=choose(fits, planner_state, state.planner),
-        log=_write_log(state, plan, left_out, slots, grouping),
-        step=state.step + jnp.where(fits, 1, 0),
     )
+    return after, _pack_log(plan, left_out, slots, grouping)
 
 
 def _end_not_finite(
@@ -189,17 +244,13 @@ def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
     return (jnp.cumsum(marks, axis=0, dtype=jnp.int32) > 0)[rank]
 
 
-def _write_log(
-    state: DecodeState,
-    plan: Plan,
-    left_out: jax.Array,
-    slots: Slots,
-    grouping: Grouping,
+def _pack_log(
+    plan: Plan, left_out: jax.Array, slots: Slots, grouping: Grouping
 ) -> jax.Array:
-    """Return the log with this step; its counts are int32 and summed by the host."""
+    """Return a step's entry of the log; its counts are int32, summed by the host."""
     tree_tokens = jnp.sum(grouping.slot_first < grouping.slot_end, dtype=jnp.int32)
     live = slots.page < grouping.page_first.shape[0]
-    row = StepLog(
+    return StepLog(
         accept=plan.accept,
         draft_logprob=plan.draft_logprob,
         source=plan.source,
@@ -213,5 +264,4 @@ def _write_log(
         request=plan.request,
         tree_tokens=jnp.broadcast_to(tree_tokens, slots.node.shape),
         path_tokens=jnp.where(live, slots.position + 1, 0),
-    )
-    return state.log.at[state.step].set(row.pack())
+    ).pack()

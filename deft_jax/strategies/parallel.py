@@ -26,6 +26,8 @@ class ContinueAll:
     """Every branch takes the token that was sampled for it."""
 
     draft_depth: int = 1
+    any_width: bool = True
+    leaves_paths: bool = True
 
     def init(self, capacity: Capacity) -> tuple[()]:
         """Return no state of its own."""

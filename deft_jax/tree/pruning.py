@@ -61,6 +61,23 @@ def accept_and_prune(
     return _remove(tree, gone, heir, _find_bare(tree, tree.live & ~gone, doomed, keep))
 
 
+def is_below(tree: Tree, top: jax.Array) -> jax.Array:
+    """Return [N] bool, true for the live nodes in the subtrees of some nodes.
+
+    first, end A 0 3, B 1 2, C 2 3, top B  ->  0 1 0
+
+    Args:
+        tree: the forest.
+        top: [R] int32, live nodes, which count themselves; N for none.
+    """
+    size = tree.num_nodes
+    first = tree.first.at[top].get(mode="fill", fill_value=size)
+    end = tree.end.at[top].get(mode="fill", fill_value=0)
+    number = tree.first[:, None]
+    inside = (first[None] <= number) & (number < end[None])
+    return jnp.any(inside, axis=1) & tree.live
+
+
 def _check_masks(tree: Tree, doomed, keep):
     """Return both masks, or say what is wrong with them."""
     doomed = masks("doomed", doomed, tree.num_nodes)

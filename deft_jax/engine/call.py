@@ -1,0 +1,170 @@
+"""What belongs to one call: its requests, who listens to it, and its results."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from deft_jax.engine.handle import RequestHandle
+from deft_jax.engine.host_tree import HostTree
+from deft_jax.engine.pin import Pin
+from deft_jax.engine.progress import Progress
+from deft_jax.engine.reading import Reading
+from deft_jax.engine.request import Request
+from deft_jax.errors import DeftError
+from deft_jax.results.generation_tree import GenerationTree
+from deft_jax.results.tree_node import TokenEvent
+
+
+class Ended(NamedTuple):
+    """What a request has left.
+
+    Attributes:
+        index: number of the request in its call.
+        tree: its tree.
+        notice: one line about what ended it early, if something did.
+        pin: keeps its paths, if that was asked for.
+        reading: what was asked about its prompt.
+    """
+
+    index: int
+    tree: HostTree
+    notice: str | None = None
+    pin: Pin | None = None
+    reading: Reading = Reading()
+
+
+class Call:
+    """Requests that were submitted together.
+
+    Attributes:
+        requests: what was asked for, in order.
+        handles: the results to come, one per request.
+        progress: the counters.
+        should_stop: asked between bursts; true ends the call with what there is.
+        error: what ended the call, if a listener or the device raised.
+        driver_thread: the thread that runs it.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        progress: Progress,
+        on_token: Callable[[TokenEvent], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ):
+        """Set a call up; the driver takes it from here.
+
+        Args:
+            requests: what is asked for.
+            progress: the counters, with the listener to them.
+            on_token: called for every token, on the driver's thread.
+            should_stop: asked there between bursts.
+        """
+        self.requests = list(requests)
+        self.handles: list[RequestHandle[Any]] = [
+            RequestHandle(self, index) for index in range(len(requests))
+        ]
+        self.progress = progress
+        self.should_stop = should_stop
+        self._on_token = on_token
+        self._ended: dict[int, Ended] = {}
+        self._cancelled: set[int] = set()
+        self._done = threading.Event()
+        self.error: BaseException | None = None
+        self.driver_thread: threading.Thread | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """True if somebody looks at tokens as they come, or may stop the call."""
+        return (
+            self._on_token is not None
+            or self.should_stop is not None
+            or any(handle.is_watched for handle in self.handles)
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """True if the results are there, or an error in their place."""
+        return self._done.is_set()
+
+    def tell(self, events: Sequence[TokenEvent]) -> None:
+        """Give the tokens of a burst to whoever listens."""
+        for event in events:
+            if self._on_token is not None:
+                self._on_token(event)
+            self.handles[event.request].tell(event)
+
+    def cancel(self, index: int) -> None:
+        """Note that a request is not wanted any more; safe from any thread."""
+        self._cancelled.add(index)
+
+    def is_cancelled(self, index: int) -> bool:
+        """Say whether a request is not wanted any more."""
+        return index in self._cancelled
+
+    @property
+    def is_cancelled_whole(self) -> bool:
+        """True if none of its requests is wanted any more."""
+        return len(self._cancelled) == len(self.requests)
+
+    def end(self, ended: Ended) -> None:
+        """Note that a request has ended; the last one makes the results."""
+        self._ended[ended.index] = ended
+        if len(self._ended) < len(self.requests) or self.is_done:
+            return
+        self.progress.conclude()
+        for request in self.requests:
+            ended = self._ended[request.index]
+            handle = self.handles[request.index]
+            handle.pin = ended.pin
+            if request.strategy is None:
+                handle.set_result(ended.reading)
+            else:
+                handle.set_result(self._conclude(request, ended))
+        self._done.set()
+
+    def _conclude(self, request: Request, ended: Ended) -> GenerationTree:
+        """Return the result of a request with what its strategy adds."""
+        assert request.strategy is not None
+        tree = GenerationTree(
+            request=request.index,
+            prompt=request.text,
+            nodes=ended.tree.nodes(),
+            stats=self.progress.status,
+            prefill_s=self.progress.prefill_s,
+            decode_s=self.progress.decode_s,
+            notice=ended.notice,
+        )
+        return request.strategy.conclude(tree)
+
+    def fail(self, error: BaseException) -> None:
+        """Give an exception to every request that has no result yet."""
+        if not self.is_done:
+            self.error = error
+            for handle in self.handles:
+                if not handle.done():
+                    handle.set_exception(error)
+            self._done.set()
+
+    def check_not_inside(self) -> None:
+        """Refuse to wait on the thread that would have to run the call.
+
+        Raises:
+            DeftError: that is the thread.
+        """
+        if threading.current_thread() is self.driver_thread:
+            raise DeftError(
+                "a callback of the engine waits for a request of the same engine, "
+                "which would be for ever; submit it and use add_done_callback"
+            )
+
+    def wait(self) -> None:
+        """Wait until every request has ended.
+
+        Raises:
+            BaseException: what a listener or the device raised.
+        """
+        self.check_not_inside()
+        self._done.wait()
+        if self.error is not None:
+            raise self.error

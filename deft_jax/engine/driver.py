@@ -1,0 +1,92 @@
+"""The thread that runs an engine's loop while there is something to do."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from deft_jax.engine.call import Call
+from deft_jax.engine.decode_loop import DecodeLoop
+from deft_jax.engine.device_memory import is_out_of_memory
+from deft_jax.errors import CapacityError
+
+
+class Driver:
+    """Takes orders from any thread and carries them out on one, between turns.
+
+    The thread lives while there is something to do. What it raises goes to the calls
+    that wait; the next order finds an empty engine.
+    """
+
+    def __init__(self, loop: DecodeLoop):
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._orders: deque[Callable[[], None]] = deque()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, call: Call) -> None:
+        """Let the requests of a call run; safe from any thread."""
+
+        def start() -> None:
+            call.driver_thread = threading.current_thread()
+            self._loop.submit(call)
+
+        self.order(start)
+
+    def order(self, do: Callable[[], None]) -> None:
+        """Let something be done between two turns; safe from any thread."""
+        with self._lock:
+            self._orders.append(do)
+            if self._thread is None:
+                # At its end the process waits for it: a thread that is inside XLA then
+                # would crash it.
+                self._thread = threading.Thread(target=self._run, name="deft-jax")
+                self._thread.start()
+
+    def run_between_turns[T](self, do: Callable[[], T]) -> T:
+        """Wait until something was done between two turns; return what it gave."""
+        done, results = threading.Event(), []
+
+        def act() -> None:
+            try:
+                results.append((do(), None))
+            except BaseException as error:
+                results.append((None, error))
+            done.set()
+
+        if threading.current_thread() is self._thread:
+            act()
+        else:
+            self.order(act)
+            done.wait()
+        value, error = results[0]
+        if error is not None:
+            raise error
+        return value
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                orders = list(self._orders)
+                self._orders.clear()
+                if not orders and self._loop.is_idle:
+                    self._thread = None
+                    return
+            try:
+                for order in orders:
+                    order()
+                self._loop.turn()
+            except BaseException as error:
+                self._loop.fail(_as_told(error))
+
+
+def _as_told(error: BaseException) -> BaseException:
+    """Return the error that callers get: the lack of memory has one of its own."""
+    if not is_out_of_memory(error):
+        return error
+    text = " ".join(str(error).split()) or type(error).__name__
+    told = CapacityError(
+        "the device ran out of memory; lower n, max_new_tokens or the context: "
+        f"{text:.200}"
+    )
+    told.__suppress_context__ = True
+    return told

@@ -1,0 +1,124 @@
+"""A request that has started: its slot, its rows, and what is still to be fed."""
+
+import dataclasses
+from collections import deque
+from typing import Literal
+
+from deft_jax.engine.call import Call
+from deft_jax.engine.host_tree import HostTree
+from deft_jax.engine.pin import Pin
+from deft_jax.engine.prefix_cache import CachedNode
+from deft_jax.engine.request import Request
+from deft_jax.results.tree_node import FinishReason
+from deft_jax.strategies.protocol import Planner
+
+Place = Literal["prefix", "root", "node"]
+
+
+@dataclasses.dataclass
+class Feed:
+    """Tokens to feed to one node.
+
+    Attributes:
+        place: "prefix" for a new node that others may share, "root" for the request's
+            own new root, "node" for a node that is there.
+        tokens: token ids.
+        offset: place of the first of them in the prompt, where they are of it.
+        node: the device node, where `place` is "node".
+        fed: how many tokens have KV.
+    """
+
+    place: Place
+    tokens: list[int]
+    offset: int = 0
+    node: int = -1
+    fed: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """True if all tokens have KV."""
+        return self.fed == len(self.tokens)
+
+
+@dataclasses.dataclass(eq=False)
+class LiveRequest:
+    """A request with a slot.
+
+    Attributes:
+        request: what was asked for.
+        call: the call that asked.
+        slot: request slot on the device.
+        rows: rows it has, in the order of their numbers.
+        tree: its tree on the host.
+        number: how many requests have started before it.
+        feeds: what is still to be fed, in order.
+        above: cached node that it grows from; None before that was looked up.
+        fed_node: cached node that it feeds; None if its prompt was cached.
+        num_cached: tokens of its prompt that were cached.
+        has_begun: true once some of its tokens were fed.
+        is_unconfirmed: true while the host does not know whether the tokens that were
+            fed last did fit.
+        num_counted: prompt tokens that were counted as fed.
+        num_tokens: decode steps it has taken part in.
+        is_duplicate: true if more of its prompt was cached than could be shared.
+        root: its root on the device; None before that is known.
+        is_preempted: true while its tokens have no KV and it waits for room.
+        ends_as: why the host ends it; None while it goes on.
+        notice: one line about what ended it early.
+        pin: keeps its paths once it has ended, if that was asked for.
+        scores: log-probabilities of its prompt's tokens that were asked for.
+        top: most likely tokens behind its prompt, with their log-probabilities.
+    """
+
+    request: Request
+    call: Call
+    slot: int
+    rows: list[int]
+    tree: HostTree
+    number: int = 0
+    feeds: deque[Feed] = dataclasses.field(default_factory=deque)
+    above: CachedNode | None = None
+    fed_node: CachedNode | None = None
+    num_cached: int = 0
+    has_begun: bool = False
+    is_unconfirmed: bool = False
+    num_counted: int = 0
+    num_tokens: int = 0
+    is_duplicate: bool = False
+    root: int | None = None
+    is_preempted: bool = False
+    ends_as: FinishReason | None = None
+    notice: str | None = None
+    pin: Pin | None = None
+    scores: list[float] = dataclasses.field(default_factory=list)
+    top: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def planner(self) -> Planner:
+        """What decides on the device, of a request that generates."""
+        assert self.request.strategy is not None
+        return self.request.strategy.planner
+
+    @property
+    def holder(self) -> CachedNode:
+        """The cached node that stays while the request is there."""
+        assert self.above is not None
+        return self.fed_node or self.above
+
+    @property
+    def is_fed(self) -> bool:
+        """True if nothing is left to be fed."""
+        return self.above is not None and all(feed.is_done for feed in self.feeds)
+
+    @property
+    def decodes(self) -> bool:
+        """True if it takes part in decode steps."""
+        has_rows = self.request.strategy is not None
+        return has_rows and self.is_fed and not self.is_preempted
+
+    @property
+    def num_to_feed(self) -> int:
+        """Tokens that are still to be fed."""
+        if self.above is None:
+            return len(self.request.prompt)
+        return sum(len(feed.tokens) - feed.fed for feed in self.feeds)
