@@ -21,6 +21,7 @@ from deft_jax.engine.log_replay import Told
 from deft_jax.engine.pace import Pace
 from deft_jax.engine.plan_notices import plan_notices
 from deft_jax.engine.programs import StopRequested
+from deft_jax.engine.progress import count_reads
 from deft_jax.engine.reading import Reading
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner, decode_step_of, feed_step, no_turn
@@ -212,8 +213,10 @@ class DecodeLoop:
             tree.fail("interrupted")
             self._end_call(waiting.call, Ended(waiting.request.index, tree))
         for live in self.forest.lives.values():
-            if live.call.is_cancelled(live.request.index):
-                live.ends_as = live.ends_as or "interrupted"
+            if live.call.is_cancelled(live.request.index) and live.ends_as is None:
+                # What the device is still at is not told any more.
+                live.ends_as = "interrupted"
+                live.tree.fail("interrupted")
 
     def _all_want_to_stop(self) -> bool:
         """Say whether no call wants the program that is being made any more."""
@@ -341,7 +344,10 @@ class DecodeLoop:
         """
         forest, short = self.forest, self._short
         self._short = []
+        gives_way = bool(forest.pending.dropped) or forest.replay.has_dropped
         forest.pending.clears = True
+        if gives_way:
+            return
         lives = list(forest.lives.values())
         rows = sum(len(live.rows) for live in lives)
         tokens = sum(min(live.num_to_feed, forest.rooms.chunk) for live in lives)
@@ -629,6 +635,8 @@ class DecodeLoop:
         begin = time.perf_counter()
         turn = Turn(is_in, rests, np.int32(self._num_steps(lives, step)))
         report = self.runner.decode(table, turn, planner, width)
+        for live in lives:
+            live.has_decoded = True
         by_slot = {live.slot: live for live in lives}
         self._flight.append(Burst(report, by_slot, step, begin))
 
@@ -649,7 +657,7 @@ class DecodeLoop:
 
     def _num_steps(self, lives: list[LiveRequest], step: Hashable) -> int:
         """Return how many steps may run before the host looks."""
-        if any(live.num_tokens == 0 for live in lives):
+        if not all(live.has_decoded for live in lives):
             return 1  # The first token is shown as soon as it is there.
         is_alone = len(lives) == len(self.forest.lives) and not len(self.waiting)
         is_watched = any(
@@ -703,15 +711,14 @@ class DecodeLoop:
                 self._wanted_s.get(self._narrower, 0.0) + took
             )
         told = self.forest.replay.play(log, numbers.steps)
-        for live in burst.lives.values():
-            live.num_tokens += numbers.steps
         rooms = self.forest.rooms.nodes, self.runner.model.config.vocab_size
         for live, notice in plan_notices(log, numbers.steps, burst.lives, rooms):
             live.notice = live.notice or notice
         for call in list({live.call: None for live in burst.lives.values()}):
             mine = {slot for slot, one in burst.lives.items() if one.call is call}
-            with self._listening(call):
-                self._tell(call, mine, burst, told, log, numbers, now)
+            if not call.is_done:
+                with self._listening(call):
+                    self._tell(call, mine, burst, told, log, numbers, now)
         if numbers.overflow:
             self._short += list(burst.lives.values())
         self._log.add("burst", steps=numbers.steps, seconds=round(took, 6))
@@ -783,24 +790,3 @@ class DecodeLoop:
 def _rank(live: LiveRequest) -> tuple[int, int]:
     """Return what requests with a slot are sorted by: priority, then their start."""
     return -live.request.priority, live.number
-
-
-def count_reads(
-    log: StepLog, num_steps: int, slots: set[int] | None = None
-) -> tuple[int, int]:
-    """Return the cached tokens that logged steps read, and along all paths alone.
-
-    What several requests read together counts for each by the tokens on its paths.
-
-    Args:
-        log: the unpacked log; its numbers are int32, the sums have no limit.
-        num_steps: the steps in it.
-        slots: request slots that are counted, None for all.
-    """
-    tree = int(log.tree_tokens[:num_steps, 0].sum(dtype=np.int64))
-    paths = log.path_tokens[:num_steps]
-    total = int(paths.sum(dtype=np.int64))
-    if slots is None or not total:
-        return tree, total
-    mine = int(paths[np.isin(log.request[:num_steps], list(slots))].sum(dtype=np.int64))
-    return tree * mine // total, mine

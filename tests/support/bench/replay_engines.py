@@ -18,9 +18,15 @@ class TightEngine(Engine):
     """Fewer free pages and nodes than its capacity, which compiles nothing new."""
 
     def __init__(self, capacity: Capacity, *, pages: int, nodes: int):
-        super().__init__(tiny_model(), AsciiTokenizer(), capacity=capacity)
-        self.runner = TightRunner(self.model, self.method)
-        self.runner.free = {"num_free_pages": pages, "num_free_nodes": nodes}
+        self._free = {"num_free_pages": pages, "num_free_nodes": nodes}
+        super().__init__(
+            tiny_model(), AsciiTokenizer(), capacity=capacity, prefix_cache=False
+        )
+
+    def _create_runner(self, model) -> Runner:
+        runner = TightRunner(model, self.method)
+        runner.free = self._free
+        return runner
 
 
 class TightRunner(Runner):
@@ -40,8 +46,12 @@ class WatchedEngine(Engine):
     runner: "WatchedRunner"
 
     def __init__(self, capacity: Capacity):
-        super().__init__(tiny_model(), AsciiTokenizer(), capacity=capacity)
-        self.runner = WatchedRunner(self.model, self.method)
+        super().__init__(
+            tiny_model(), AsciiTokenizer(), capacity=capacity, prefix_cache=False
+        )
+
+    def _create_runner(self, model) -> Runner:
+        return WatchedRunner(model, self.method)
 
 
 class WatchedRunner(Runner):
