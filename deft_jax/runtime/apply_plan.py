@@ -14,11 +14,11 @@ from deft_jax.tree.appending import (
 )
 from deft_jax.tree.counting import tally
 from deft_jax.tree.draft_levels import Growth, branch_rows
-from deft_jax.tree.pruning import accept_and_prune
+from deft_jax.tree.pruning import Staying, accept_and_prune
 from deft_jax.tree.state import OUT_OF_PAGES, Tree, choose, replace
 
 
-def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
+def apply_plan(state: DecodeState, plan: Plan, draft_depth: int, shares: bool = False):
     """Change the forest as a plan asks.
 
     Where the plan does not fit all is as before, but for the tree's overflow.
@@ -27,6 +27,7 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
         state: the state before the step.
         plan: what the planner asks for.
         draft_depth: levels of rows that continue rows of the same plan, 1 for none.
+        shares: true if new children share the pages of their parents.
 
     Returns:
         The tree, the slots of the plan's tokens, [R] int32 the requests' roots, and the
@@ -38,12 +39,20 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
     live = (plan.source >= 0) & (plan.finish == RUNNING) & ~stopped
     request = jnp.where(live, plan.request, num_requests)
     ended = _ended(state.roots, request, size)
+    growth = Growth(plan.source, plan.branch, plan.draft)
+    if shares:
+        growth = growth._replace(shares=jnp.ones_like(plan.branch))
+    doomed, keep = _drops(plan, live, jnp.where(ended, state.roots, size))
+    staying = Staying(keep, state.resting, state.roots)
+
+    def change(tree):
+        changed = accept_and_prune(tree, plan.accept, doomed, staying)
+        return _grow(tree, changed, growth, live, draft_depth)
+
     roots = jnp.where(ended, size, state.roots)
     if draft_depth > 1:
         # Plans with drafts change the tree in almost every step.
-        tree, node, next_slots = _change(
-            tree, plan, live, ended, state.roots, draft_depth
-        )
+        tree, node, next_slots = change(tree)
         fits = tree.overflow == 0
         keys = choose(
             fits, state.branch_keys.grown(plan, node, draft_depth), state.branch_keys
@@ -52,30 +61,29 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int):
     changes = jnp.any(plan.accept >= 0) | jnp.any(plan.prune) | jnp.any(ended)
     changes |= jnp.any((plan.source >= 0) & (~live | plan.branch))
 
-    def change(_, carry):
-        tree, node, _ = _change(carry[0], plan, live, ended, state.roots, draft_depth)
+    def step(_, carry):
+        tree, node, _ = change(carry[0])
         keys = carry[2].grown(plan, node, draft_depth)
         return tree, node, choose(tree.overflow == 0, keys, carry[2])
 
     # A loop of one step or none: unlike the branches of a condition, which copy what
     # they leave as it is, it works in place, and most plans change nothing.
     carry = tree, jnp.where(live, plan.source, size), state.branch_keys
-    tree, node, keys = lax.fori_loop(0, changes.astype(jnp.int32), change, carry)
+    tree, node, keys = lax.fori_loop(0, changes.astype(jnp.int32), step, carry)
     tree, slots = append_at_starts(tree, node, plan.token)
     return tree, slots, roots, keys
 
 
-def _change(
-    tree: Tree, plan: Plan, live, ended, roots, draft_depth: int
+def _grow(
+    tree: Tree, changed: Tree, growth: Growth, live: jax.Array, draft_depth: int
 ) -> tuple[Tree, jax.Array, NextSlots]:
-    """Accept, prune and branch as a plan asks, and find where its tokens go.
+    """Branch as a plan asks, and find where its tokens go.
 
     Args:
         tree: the forest before the step.
-        plan: what the planner asks for.
+        changed: the forest without what the plan drops.
+        growth: what the rows continue.
         live: [B] bool, rows that go on.
-        ended: [R] bool, requests that end.
-        roots: [R] int32, root of each request slot, N for free slots.
         draft_depth: levels of rows that continue rows of the same plan.
 
     Returns:
@@ -84,9 +92,6 @@ def _change(
         has a node.
     """
     size = tree.num_nodes
-    doomed, keep = _drops(plan, live, jnp.where(ended, roots, size))
-    changed = accept_and_prune(tree, plan.accept, doomed, keep)
-    growth = Growth(plan.source, plan.branch, plan.draft)
     changed, node, storage = branch_rows(changed, growth, live, draft_depth)
     next_slots = find_next_slots(changed, storage)
     overflow = changed.overflow | jnp.where(next_slots.fit(changed), 0, OUT_OF_PAGES)

@@ -128,6 +128,8 @@ class DecodeState:
             or a row's logits were NaN or infinite; the step that finds it ends them.
         branch_keys: sampling keys of the nodes.
         keep: [N] bool, nodes that the last plan keeps though nothing is below them.
+        resting: [N] bool, nodes that outlive requests: they stay when one ends that
+            owns them or is below, until the flag is cleared and they are dropped.
         planner: the planner's own state.
         log: [S, fields, B] int32, the steps since the host last read it (`StepLog`).
         step: [] int32, steps in the log.
@@ -141,6 +143,7 @@ class DecodeState:
     not_finite: jax.Array
     branch_keys: BranchKeys
     keep: jax.Array
+    resting: jax.Array
     planner: Any
     log: jax.Array
     step: jax.Array
@@ -170,6 +173,7 @@ class DecodeState:
             not_finite=jnp.zeros(capacity.requests, bool),
             branch_keys=BranchKeys.create(capacity.nodes),
             keep=jnp.zeros(capacity.nodes, bool),
+            resting=jnp.zeros(capacity.nodes, bool),
             planner=(),
             log=StepLog.create(LOG_STEPS, capacity.rows),
             step=jnp.int32(0),

@@ -18,6 +18,8 @@ from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Plan, Planner, View, finish_code
 from deft_jax.tree.appending import Slots
+from deft_jax.tree.counting import tally
+from deft_jax.tree.ownership import owned
 from deft_jax.tree.pruning import prune
 from deft_jax.tree.state import NO_NODE, Tree, choose, replace
 
@@ -69,7 +71,8 @@ def decode(
 def _drop(state: DecodeState, dropped: jax.Array) -> DecodeState:
     """Drop nodes, the rows there and below, and requests left without a node."""
     size, num_requests = state.tree.num_nodes, state.roots.shape[0]
-    tree = prune(state.tree, dropped, state.keep)
+    keep = state.keep | (tally(state.rows.node, size) > 0)
+    tree = prune(state.tree, dropped, keep, resting=state.resting, roots=state.roots)
     live = jnp.append(tree.live, False)
     kept, rows = live[state.rows.node], state.rows
     rows = dataclasses.replace(
@@ -77,8 +80,15 @@ def _drop(state: DecodeState, dropped: jax.Array) -> DecodeState:
         node=jnp.where(kept, rows.node, size),
         request=jnp.where(kept, rows.request, num_requests),
     )
-    roots = jnp.where(live[state.roots], state.roots, size)
-    return dataclasses.replace(state, tree=tree, rows=rows, roots=roots)
+    # A root that rests, or is above what rests, stays when nothing else is left.
+    owner = owned(state.tree, state.roots)
+    lost = tally(jnp.where(tree.live, num_requests, owner), num_requests) > 0
+    is_leaf = (tree.end == tree.first + 1) & ~state.resting
+    holds = jnp.where(tree.live & (keep | is_leaf), owner, num_requests)
+    over = lost & (tally(holds, num_requests) == 0)
+    return dataclasses.replace(
+        state, tree=tree, rows=rows, roots=jnp.where(over, size, state.roots)
+    )
 
 
 def decode_step(model, state, table, planner, method) -> DecodeState:
@@ -108,6 +118,7 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
         not_finite=not_finite,
         branch_keys=keys,
         keep=jnp.where(fits, plan.keep, state.keep),
+        resting=state.resting,
         planner=choose(fits, planner_state, state.planner),
         log=_write_log(state, plan, left_out, slots, grouping),
         step=state.step + jnp.where(fits, 1, 0),

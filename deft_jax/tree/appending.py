@@ -31,8 +31,9 @@ class Slots:
 def append(tree: Tree, node: jax.Array, token: jax.Array) -> tuple[Tree, Slots]:
     """Append one token per row to its node, in row order within a node.
 
-    Empty slots of the storage node's pages are filled first (a page is left with holes
-    only by `accept` and `prune`), then pages are taken from the free list. Nodes below
+    Empty slots of the pages of the node's storage are filled first, those that `accept`
+    and `prune` left and those behind its last token; then pages are taken from the free
+    list. Nodes below
     a node that grows move on by as many positions, so several levels of new nodes may
     get their tokens in one call. They must be empty before it, as tokens that have KV
     cannot move: otherwise nothing is appended.
@@ -106,7 +107,7 @@ class NextSlots:
     """Where the tokens of a step go if there are pages enough.
 
     Attributes:
-        storage: [Q] int32, node that owns the page, N for idle rows.
+        storage: [Q] int32, node whose page it is, N for idle rows.
         page: [Q] int32, page of the token's KV.
         slot: [Q] int32, slot within the page.
         opened: [Q] bool, true for the first row of each page from the free list.
@@ -125,7 +126,7 @@ class NextSlots:
 
 
 def storage_of(tree: Tree, node: jax.Array) -> jax.Array:
-    """Return [Q] int32, the node that owns the pages of each node [Q].
+    """Return [Q] int32, the node into whose pages the tokens of each node [Q] go.
 
     It is N for all numbers that are no live node.
     """
@@ -138,7 +139,7 @@ def find_next_slots(tree: Tree, storage: jax.Array) -> NextSlots:
 
     Args:
         tree: the forest; its pages alone are read.
-        storage: [Q] int32, node that owns the pages of each row, N for idle rows.
+        storage: [Q] int32, node into whose pages each row's goes, N for idle rows.
     """
     live = storage < tree.num_nodes
     nth = earlier_equal(storage, live)
