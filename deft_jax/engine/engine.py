@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from deft_jax.capacity import DEFAULT_ROWS, Capacity
+from deft_jax.capacity import DEFAULT_PAGE_SIZE, DEFAULT_ROWS, Capacity
 from deft_jax.engine.beside import run_beside
 from deft_jax.engine.device_memory import is_out_of_memory
 from deft_jax.engine.generation import Generation, make_request_table
@@ -23,6 +23,7 @@ from deft_jax.runtime.state import DecodeState
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.strategies.protocol import Strategy
+from deft_jax.strategies.traits import footprint_of
 
 
 class Engine:
@@ -219,7 +220,10 @@ class Engine:
         decode = self.tokenizer.decode
         text = prompt if is_text else decode(ids, skip_special_tokens=False)
         limit = min(sampling.max_new_tokens, config.context_length - len(ids))
-        return Request(index, ids, text, limit, strategy.rows, strategy.nodes)
+        needs = footprint_of(strategy)
+        return Request(
+            index, ids, text, limit, needs.rows, needs.nodes, needs.count_pages
+        )
 
     def _prepare(self, requests: list[Request], strategy: Strategy) -> None:
         """Make the state fit the requests, and reset what belongs to one call."""
@@ -244,14 +248,15 @@ class Engine:
 
         Where the memory is too little for all requests at once, fewer take turns.
         """
-        max_rows = DEFAULT_ROWS
+        max_rows, limit = DEFAULT_ROWS, max(request.limit for request in requests)
         while True:
             needed = Capacity.for_requests(
                 [len(request.prompt) for request in requests],
-                max(request.limit for request in requests),
+                limit,
                 strategy.rows,
                 strategy.nodes,
                 max_rows=max_rows,
+                pages=footprint_of(strategy).pages(limit, DEFAULT_PAGE_SIZE),
             )
             if self.capacity is not None and self.capacity.covers(needed):
                 return

@@ -26,6 +26,7 @@ from deft_jax.runtime.state import DecodeState, StepLog
 from deft_jax.sampling.params import Sampling, rows_for
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Strategy
+from deft_jax.strategies.traits import ends_branches
 
 MIN_BIASES = 16
 """Fewest entries of the logit bias table, so that most calls share a compilation."""
@@ -63,7 +64,7 @@ class Generation:
         self.capacity = runner.capacity
         self.requests = requests
         self.scheduler = Scheduler(requests, self.capacity)
-        has_limit = not getattr(strategy, "ends_branches", False)
+        has_limit = not ends_branches(strategy)
         self.trees = [
             HostTree(
                 r.index,

@@ -1,8 +1,9 @@
 """One prompt of a call, and what it needs of an engine."""
 
 import dataclasses
+from collections.abc import Callable
 
-from deft_jax.capacity import Capacity
+from deft_jax.capacity import Capacity, Footprint
 from deft_jax.errors import CapacityError
 
 
@@ -17,6 +18,7 @@ class Request:
         limit: tokens a branch may have; the context may leave fewer than asked for.
         rows: query rows it needs in a step.
         nodes: nodes it may hold at once.
+        count_pages: pages of its generated tokens (`Footprint.count_pages`).
     """
 
     index: int
@@ -25,6 +27,7 @@ class Request:
     limit: int
     rows: int
     nodes: int
+    count_pages: Callable[[int, int], int] | None = None
 
     def check(self, capacity: Capacity) -> None:
         """Check that the request can start in an empty engine.
@@ -47,5 +50,6 @@ class Request:
 
     def pages(self, capacity: Capacity) -> int:
         """Return the pages it takes if every branch grows to its limit."""
-        branches = (self.nodes - 1) * capacity.pages_for(self.limit)
-        return capacity.pages_for(len(self.prompt)) + branches
+        needs = Footprint(self.rows, self.nodes, self.count_pages)
+        generated = needs.pages(self.limit, capacity.page_size)
+        return capacity.pages_for(len(self.prompt)) + generated

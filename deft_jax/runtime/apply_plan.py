@@ -70,7 +70,7 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int, shares: bool = 
     # they leave as it is, it works in place, and most plans change nothing.
     carry = tree, jnp.where(live, plan.source, size), state.branch_keys
     tree, node, keys = lax.fori_loop(0, changes.astype(jnp.int32), step, carry)
-    tree, slots = append_at_starts(tree, node, plan.token)
+    tree, slots = append_at_starts(tree, node, plan.token, shares)
     return tree, slots, roots, keys
 
 
@@ -93,7 +93,8 @@ def _grow(
     """
     size = tree.num_nodes
     changed, node, storage = branch_rows(changed, growth, live, draft_depth)
-    next_slots = find_next_slots(changed, storage)
+    by = None if growth.shares is None else node
+    next_slots = find_next_slots(changed, storage, by)
     overflow = changed.overflow | jnp.where(next_slots.fit(changed), 0, OUT_OF_PAGES)
     fits = overflow == 0
     tree = choose(fits, changed, replace(tree, overflow=overflow))

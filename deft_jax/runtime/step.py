@@ -10,6 +10,7 @@ from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.query_ranges import query_ranks, slot_ranges
 from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
+from deft_jax.runtime.chains import merge_chains
 from deft_jax.runtime.forward import Model, forward
 from deft_jax.runtime.plan_limits import within_limits
 from deft_jax.runtime.prefill import any_of_request
@@ -17,6 +18,7 @@ from deft_jax.runtime.state import DecodeState, Rows, StepLog
 from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Plan, Planner, View, finish_code
+from deft_jax.strategies.traits import merges_chains, shares_pages
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.counting import tally
 from deft_jax.tree.ownership import owned
@@ -93,12 +95,16 @@ def _drop(state: DecodeState, dropped: jax.Array) -> DecodeState:
 
 def decode_step(model, state, table, planner, method) -> DecodeState:
     """Run one step of `decode`: every row gets a token, and its hidden state."""
+    if merges_chains(planner):
+        state = merge_chains(state)
     view = _look(model, state, table)
     with jax.named_scope("tree_operations"):
         planner_state, plan = planner.plan(state.planner, view)
         plan, left_out = within_limits(plan, view, planner.draft_depth)
         plan, not_finite = _end_not_finite(state, view, plan)
-        tree, slots, roots, keys = apply_plan(state, plan, planner.draft_depth)
+        tree, slots, roots, keys = apply_plan(
+            state, plan, planner.draft_depth, shares_pages(planner)
+        )
         fits = tree.overflow == 0
     hidden, pool, grouping = forward(
         model, tree, state.pool, slots, plan.token, method, state.rows.node

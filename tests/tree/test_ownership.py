@@ -1,23 +1,38 @@
 """Whose nodes are, and what the end of a request takes with it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deft_jax.tree import counting
-from deft_jax.tree.branching import branch
+from deft_jax.tree import branching, counting, pruning
 from deft_jax.tree.ownership import owned
-from deft_jax.tree.pruning import prune
 from deft_jax.tree.state import NO_NODE, Tree
 
 NODES = 8
+
+branch = jax.jit(branching.branch)
 
 
 @pytest.fixture(params=[0, counting.MAX_NODE_PAIRS], ids=["summed", "compared"])
 def either(request, monkeypatch):
     monkeypatch.setattr(counting, "MAX_NODE_PAIRS", request.param)
-    jax.clear_caches()
+
+
+@functools.cache
+def compiled(limit):
+    """Return a jitted `prune` of its own for each `MAX_NODE_PAIRS`."""
+
+    def run(tree, doomed, keep=None, resting=None, roots=None):
+        return pruning.prune(tree, doomed, keep, resting=resting, roots=roots)
+
+    return jax.jit(run)
+
+
+def prune(*arguments, **masks):
+    return compiled(counting.MAX_NODE_PAIRS)(*arguments, **masks)
 
 
 def ints(*values):

@@ -1,5 +1,7 @@
 """Splitting nodes and joining chains of them; random ones are in page accounting."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,12 @@ grow = jax.jit(append)
 def either(request, monkeypatch):
     """Count both ways: by comparing all pairs, and as forests of many nodes do."""
     monkeypatch.setattr(counting, "MAX_NODE_PAIRS", request.param)
-    jax.clear_caches()
+
+
+@functools.cache
+def compiled(operation, limit):
+    """Return a jitted operation of its own for each `MAX_NODE_PAIRS`."""
+    return jax.jit(lambda *arguments: operation(*arguments))
 
 
 def ints(*values):
@@ -57,14 +64,16 @@ def family():
 def split(tree, *rows):
     """Split at (node, at); return the tree, what ends there, and the relabelling."""
     columns = np.array([*rows, *[(NODES, 0)] * (ROWS - len(rows))], np.int32).T
-    tree, found, relabelling = jax.jit(relabel.split)(tree, *columns)
+    tree, found, relabelling = compiled(relabel.split, counting.MAX_NODE_PAIRS)(
+        tree, *columns
+    )
     tree.check()
     return tree, found[: len(rows)].tolist(), relabelling
 
 
 def collapse(tree, *nodes):
     mask = jnp.isin(jnp.arange(NODES), jnp.array(nodes, jnp.int32))
-    tree, relabelling = jax.jit(relabel.collapse)(tree, mask)
+    tree, relabelling = compiled(relabel.collapse, counting.MAX_NODE_PAIRS)(tree, mask)
     tree.check()
     return tree, relabelling
 

@@ -1,0 +1,53 @@
+"""What a strategy or planner may say of itself besides the protocol, with defaults.
+
+All of it is optional, so that a strategy which says nothing works as well: it gets
+pages for a branch of full length in every node that it may hold.
+"""
+
+from typing import Any
+
+from deft_jax.capacity import Footprint
+
+
+def footprint_of(strategy: Any) -> Footprint:
+    """Return what one request of a strategy may hold at once.
+
+    A strategy may have a method `pages(limit, page_size)`: the pages that the tokens it
+    generates take at most, the prompt's own not counted, where a path may have `limit`
+    tokens. Without it every node but the root counts as a branch of that length.
+
+    Args:
+        strategy: a `Strategy`.
+    """
+    pages = getattr(strategy, "pages", None)
+    return Footprint(int(strategy.rows), int(strategy.nodes), pages)
+
+
+def merges_chains(planner: Any) -> bool:
+    """Return the planner's `merges_chains`, false if it has none.
+
+    If true, a node that is its parent's only child may take over its parent, whose
+    number then is another node's or nobody's. It is for planners that hold numbers of
+    no nodes but those of their rows, and continue no others: their trees then need no
+    more nodes than they have branches. Nodes that a plan keeps are left alone.
+    """
+    return bool(getattr(planner, "merges_chains", False))
+
+
+def shares_pages(planner: Any) -> bool:
+    """Return the planner's `shares_pages`, false if it has none.
+
+    If true, the children that its plans add fill the empty slots of their request's
+    pages before new ones are opened. It is for many short branches: then the pages are
+    full, where each would have one of its own with a token or two.
+    """
+    return bool(getattr(planner, "shares_pages", False))
+
+
+def ends_branches(strategy: Any) -> bool:
+    """Return the strategy's `ends_branches`, false if it has none.
+
+    If true, the host lets a branch take more tokens than the request's limit, as a
+    replay of a recorded tree does, which knows where its branches end.
+    """
+    return bool(getattr(strategy, "ends_branches", False))
