@@ -191,6 +191,7 @@ def _capacity(
     if options.max_context is None and options.page_size is None:
         return None
     from deft_jax.capacity import DEFAULT_PAGE_SIZE
+    from deft_jax.strategies.traits import footprint_of
 
     lengths = [
         len(opened.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
@@ -200,8 +201,14 @@ def _capacity(
         _check_context(options, max(lengths), opened.config.context_length)
         lengths = [options.max_context - options.max_new_tokens] * len(lengths)
     page_size = options.page_size or DEFAULT_PAGE_SIZE
+    needs = footprint_of(strategy)
     return deft_jax.Capacity.for_requests(
-        lengths, options.max_new_tokens, strategy.rows, strategy.nodes, page_size
+        lengths,
+        options.max_new_tokens,
+        needs.rows,
+        needs.nodes,
+        page_size,
+        pages=needs.pages(options.max_new_tokens, page_size),
     )
 
 

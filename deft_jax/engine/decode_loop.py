@@ -1,5 +1,6 @@
 """The loop of the engine: edits, admissions, chunks of prompts and bursts of steps."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -37,7 +38,7 @@ from deft_jax.runtime.forward import Model
 from deft_jax.runtime.state import LOG_STEPS, Numbers, Report, StepLog, Turn
 from deft_jax.sampling.request_table import RequestTable, make_request_table
 from deft_jax.strategies.protocol import Planner
-from deft_jax.strategies.traits import runs_at_any_width
+from deft_jax.strategies.traits import ends_branches, runs_at_any_width
 from deft_jax.tree.state import OUT_OF_NODES
 
 WORTH_S = 2.0
@@ -494,14 +495,13 @@ class DecodeLoop:
         self._log.add("start", request=request.index, slot=slot, rows=rows)
 
     def _new_tree(self, request: Request) -> HostTree:
-        ends_itself = getattr(request.strategy, "ends_branches", False)
         return HostTree(
             request.index,
             request.prompt,
             request.text,
             self.tokenizer,
             request.sampling.stop,
-            float("inf") if ends_itself else request.limit,
+            math.inf if ends_branches(request.strategy) else request.limit,
         )
 
     # Feeding.

@@ -10,6 +10,7 @@ from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.query_ranges import query_ranks, slot_ranges
 from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
+from deft_jax.runtime.chains import merge_chains
 from deft_jax.runtime.forward import Model, forward
 from deft_jax.runtime.plan_limits import within_limits
 from deft_jax.runtime.prefill import any_of_request
@@ -25,8 +26,9 @@ from deft_jax.runtime.state import (
 from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Plan, Planner, View, finish_code
+from deft_jax.strategies.traits import merges_chains, shares_pages
 from deft_jax.tree.appending import Slots
-from deft_jax.tree.pruning import is_below
+from deft_jax.tree.ownership import is_below
 from deft_jax.tree.state import NO_NODE, Tree, choose
 
 
@@ -137,13 +139,19 @@ def decode_step(
     Returns:
         The state, and the step's entry of the log.
     """
+    if merges_chains(planner):
+        state = merge_chains(state)
     view = _look(model, state, table)
     with jax.named_scope("tree_operations"):
         planner_state, plan = planner.plan(state.planner, view)
         plan, left_out = within_limits(plan, view, planner.draft_depth)
         plan, not_finite = _end_not_finite(state, view, plan)
         state, slots, roots = apply_plan(
-            state, plan, planner.draft_depth, rests & ~not_finite
+            state,
+            plan,
+            planner.draft_depth,
+            rests & ~not_finite,
+            shares_pages(planner),
         )
         tree = state.tree
         fits = tree.overflow == 0

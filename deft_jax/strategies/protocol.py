@@ -233,6 +233,9 @@ class Planner(Protocol):
     0.11.2): write `lambda x: x.step < x.limit`, not `lambda x: x.goes_on`.
     `check_planner` finds such loops, and `checked` plans that make no sense.
 
+    A planner may also have `shares_pages` and `merges_chains`; see
+    `deft_jax.strategies.traits`.
+
     Attributes:
         draft_depth: levels of rows that continue rows of the same plan, 1 for none.
     """
@@ -258,6 +261,8 @@ class Planner(Protocol):
 
 class Strategy(Protocol):
     """A way to grow trees.
+
+    A strategy may also have a method `pages`; see `deft_jax.strategies.traits`.
 
     Attributes:
         rows: query rows that one request needs in a step.
