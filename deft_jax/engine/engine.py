@@ -7,7 +7,7 @@ from typing import Any
 from deft_jax.capacity import DEFAULT_ROWS, Capacity
 from deft_jax.engine.beside import run_beside
 from deft_jax.engine.device_memory import is_out_of_memory
-from deft_jax.engine.generation import Generation, make_request_table
+from deft_jax.engine.generation import Generation
 from deft_jax.engine.host_tree import Tokenizer
 from deft_jax.engine.prompts import Prompt, check_token_ids, list_prompts
 from deft_jax.engine.request import Request
@@ -21,6 +21,7 @@ from deft_jax.runtime.attention_method import AttentionMethod, as_method
 from deft_jax.runtime.forward import Model
 from deft_jax.runtime.state import DecodeState
 from deft_jax.sampling.params import Sampling
+from deft_jax.sampling.request_table import make_request_table
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.strategies.protocol import Strategy
 
@@ -165,7 +166,9 @@ class Engine:
         def begin() -> None:
             scheduler = Scheduler(requests, capacity)
             eos = self.tokenizer.eos_token_ids
-            table = make_request_table(sampling, scheduler.limits(), eos)
+            limits = scheduler.limits()
+            samplings = [sampling if limit else None for limit in limits]
+            table = make_request_table(samplings, limits, eos)
             self.runner.compile_ahead(
                 capacity, table, scheduler.chunk([]), strategy.planner
             )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deft_jax.capacity import bucket
 from deft_jax.engine.host_tree import HostTree, Tokenizer
 from deft_jax.engine.log_replay import LogReplay
 from deft_jax.engine.plan_notices import plan_notices
@@ -23,12 +22,10 @@ from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.tree_node import FinishReason, TokenEvent
 from deft_jax.runtime.state import DecodeState, StepLog
-from deft_jax.sampling.params import Sampling, rows_for
-from deft_jax.sampling.request_table import RequestTable
+from deft_jax.runtime.top_log import TopLog
+from deft_jax.sampling.params import Sampling
+from deft_jax.sampling.request_table import make_request_table
 from deft_jax.strategies.protocol import Strategy
-
-MIN_BIASES = 16
-"""Fewest entries of the logit bias table, so that most calls share a compilation."""
 
 STREAM_STEPS = 4
 """Decode steps between two looks of the host while text is streamed."""
@@ -72,6 +69,7 @@ class Generation:
                 tokenizer,
                 sampling.stop,
                 r.limit if has_limit else math.inf,
+                sampling.logprobs,
             )
             for r in requests
         ]
@@ -119,7 +117,8 @@ class Generation:
             if self.scheduler.admit():
                 eos = self.tokenizer.eos_token_ids
                 limits = self.scheduler.limits()
-                self.table = make_request_table(self.sampling, limits, eos)
+                samplings = [self.sampling if limit else None for limit in limits]
+                self.table = make_request_table(samplings, limits, eos)
                 self._prefill(should_stop)
             if should_stop() or not self.scheduler.active:
                 continue
@@ -194,6 +193,7 @@ class Generation:
         seen = jax.device_get(burst.report)
         self.progress.note_decoded(burst.begin)
         seen["log"] = StepLog.unpack(seen["log"])
+        seen["top_log"] = TopLog.unpack(seen["top_log"])
         events = self.replay.play(seen)
         for event in events:
             self.on_token(event)
@@ -321,30 +321,11 @@ class Generation:
         return self.strategy.conclude(tree)
 
 
-def make_request_table(
-    sampling: Sampling, limits: Sequence[int | None], eos_token_ids: Sequence[int]
-) -> RequestTable:
-    """Return what the device needs to know of each request slot.
-
-    Args:
-        sampling: how the tokens of all requests are chosen.
-        limits: tokens that a branch of each request may have; None for free slots.
-        eos_token_ids: tokens that end a text.
-    """
-    biases = bucket(max(MIN_BIASES, len(sampling.logit_bias)))
-    rows = rows_for([sampling if limit else None for limit in limits], biases)
-    return RequestTable(
-        sampling=jax.tree.map(jnp.asarray, rows),
-        max_new_tokens=jnp.asarray([limit or 1 for limit in limits], jnp.int32),
-        ignore_eos=jnp.full(len(limits), sampling.ignore_eos),
-        eos=jnp.asarray(eos_token_ids or (-1,), jnp.int32),
-    )
-
-
 def _looked_at(state: DecodeState) -> dict[str, jax.Array]:
     """Return what the host looks at after a burst."""
     return {
         "log": state.log,
+        "top_log": state.top_log,
         "step": state.step,
         "roots": state.roots,
         "not_finite": state.not_finite,

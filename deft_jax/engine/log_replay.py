@@ -7,6 +7,7 @@ import numpy as np
 from deft_jax.engine.host_tree import Branch, HostTree
 from deft_jax.errors import DeftError
 from deft_jax.results.tree_node import ROOT, TokenEvent
+from deft_jax.runtime.top_log import TopLog
 from deft_jax.strategies.protocol import FINISH_REASONS
 
 
@@ -39,6 +40,7 @@ class LogReplay:
         self._vocab_size = vocab_size
         self._addresses: dict[int, Address] = {}
         self._drafts: list[tuple[int, Branch, int]] = []
+        self._chained: list[tuple[Branch, int, Address]] = []
         self._dropped = np.zeros(num_nodes, bool)
 
     def start(self, root: int, tree: HostTree) -> None:
@@ -75,7 +77,8 @@ class LogReplay:
         """Apply the steps of a burst to the trees; return the tokens' events.
 
         Args:
-            burst: `log`, an unpacked `StepLog`, and `step`, the steps in it.
+            burst: `log`, an unpacked `StepLog`, `step`, the steps in it, and `top_log`,
+                an unpacked `TopLog` if there is one.
 
         Raises:
             DeftError: the strategy continued a node that is not there, or gave a token
@@ -84,6 +87,8 @@ class LogReplay:
         events: list[TokenEvent] = []
         for step in range(int(burst["step"])):
             row = {k: v[step].tolist() for k, v in vars(burst["log"]).items()}
+            if burst.get("top_log") is not None:
+                self._note_tops(burst["top_log"], step)
             for index, draft, at in self._drafts:
                 draft.logprobs[at] = row["draft_logprob"][index]
             self._drafts = []
@@ -91,6 +96,21 @@ class LogReplay:
                 events += self._accept(tip)
             events += self._grow(row)
         return events
+
+    def _note_tops(self, log: TopLog, step: int) -> None:
+        """Note what is most likely behind each row, before the step changes the tree.
+
+        Only now that is known of tokens that stand for the place behind a row of the
+        step before, as drafts do.
+        """
+        for index, node in enumerate(log.node[step].tolist()):
+            if (address := self._addresses.get(node)) is not None:
+                tops = log.token[step, index], log.logprob[step, index]
+                address.tree.note_tops(address.node, *tops)
+        for branch, at, (tree, above) in self._chained:
+            if above in tree.branches:
+                branch.tops[at] = tree.branches[above].next_tops
+        self._chained = []
 
     def _accept(self, tip: int) -> list[TokenEvent]:
         address = self._addresses.get(tip)
@@ -109,8 +129,9 @@ class LogReplay:
             # Nothing grows from a branch that has ended; the device may not know yet.
             if row["branch"][index] and not tree.has_ended(node):
                 node = tree.branch(node, row["draft"][index])
+            above = fresh.get(source - self._num_nodes)
             fresh[index] = Address(tree, node)
-            events += self._add(fresh[index], row, index)
+            events += self._add(fresh[index], row, index, above)
         for index, address in fresh.items():
             if 0 <= row["node"][index] < self._num_nodes:
                 self._note(row["node"][index], address)
@@ -135,8 +156,17 @@ class LogReplay:
             )
         return address
 
-    def _add(self, address: Address, row: dict[str, list], index: int):
-        """Add a row's token to its branch; return its events, one or none."""
+    def _add(
+        self, address: Address, row: dict[str, list], index: int, above: Address | None
+    ) -> list[TokenEvent]:
+        """Add a row's token to its branch; return its events, one or none.
+
+        Args:
+            address: the branch.
+            row: what the log says of the rows of the step, by field.
+            index: the row.
+            above: what the row continues, if that is a row of the same step.
+        """
         tree, node = address
         if tree.has_ended(node):
             return []
@@ -151,6 +181,8 @@ class LogReplay:
         branch = tree.branches[node]
         if branch.draft:
             self._drafts.append((index, branch, len(branch.tokens) - 1))
+        if above is not None:
+            self._chained.append((branch, len(branch.tokens) - 1, above))
         return [event] if event else []
 
     def _note(self, device_node: int, address: Address) -> None:

@@ -24,6 +24,7 @@ from deft_jax.runtime.forward import Model
 from deft_jax.runtime.prefill import prefill
 from deft_jax.runtime.state import LOG_STEPS, Chunk, DecodeState
 from deft_jax.runtime.step import decode
+from deft_jax.runtime.top_log import TopLog
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Planner
 
@@ -148,18 +149,19 @@ class Runner:
     def prefill(self, chunk: Chunk) -> DecodeState:
         """Feed a chunk of prompts; return the new state.
 
-        The planner's state stays outside, so that planners share a compilation.
+        What only decoding needs stays outside, so that all of it shares a compilation.
 
         Raises:
             StopRequested: `should_stop` said so before the step was compiled.
         """
-        planner_state = self.state.planner
-        args = self.model, dataclasses.replace(self.state, planner=()), chunk
+        outside = {"planner": self.state.planner, "top_log": self.state.top_log}
+        inside = dataclasses.replace(self.state, planner=(), top_log=())
+        args = self.model, inside, chunk
         ahead = self.ahead.get(self._key(PREFILL), self.should_stop)
         state: DecodeState = (
             ahead(*args) if ahead else run_prefill(*args, method=self.method)
         )
-        self._state = dataclasses.replace(state, planner=planner_state)
+        self._state = dataclasses.replace(state, **outside)
         return self._state
 
     def decode(
@@ -176,7 +178,8 @@ class Runner:
         Raises:
             StopRequested: `should_stop` said so before the step was compiled.
         """
-        args = self.model, self.state, table, jnp.asarray(dropped), jnp.int32(max_steps)
+        state = with_top_log(self.state, table.num_top)
+        args = self.model, state, table, jnp.asarray(dropped), jnp.int32(max_steps)
         ahead = self.ahead.get(self._key(planner, table), self.should_stop)
         static = {"planner": planner, "method": self.method}
         self._state = ahead(*args) if ahead else decode_program()(*args, **static)
@@ -200,6 +203,7 @@ class Runner:
         self._start(PREFILL, None, run_prefill, (self.model, state, chunk))
         planner_state = jax.eval_shape(lambda: planner.init(capacity))
         state = dataclasses.replace(state, planner=planner_state)
+        state = jax.eval_shape(lambda: with_top_log(state, table.num_top))
         no_node = jnp.zeros(capacity.nodes, bool)
         arguments = self.model, state, table, no_node, jnp.int32(0)
         self._start(planner, table, decode_program(), arguments)
@@ -235,8 +239,7 @@ class Runner:
 
     def _key(self, step: Hashable, table: RequestTable | None = None) -> Hashable:
         """Return what a program compiled ahead is known by: all it depends on."""
-        shapes = table and tuple(x.shape for x in jax.tree.leaves(table))
-        return self.capacity, step, shapes
+        return self.capacity, step, table and _shapes(table)
 
     def note_made(self, step: Hashable, table: RequestTable | None = None) -> None:
         """Note that a step was run; the arguments are those of `has_made`."""
@@ -252,7 +255,15 @@ class Runner:
         return self._key(step, table) in self._made
 
 
-def _shapes(model: Model) -> tuple:
-    """Return what programs depend on of a network: its structure, shapes and dtypes."""
-    leaves, tree = jax.tree.flatten(model)
-    return tree, [(x.shape, x.dtype) for x in leaves]
+def with_top_log(state: DecodeState, num_top: int) -> DecodeState:
+    """Return a state that has a log of so many likely tokens, or as it is if it has."""
+    if TopLog.num_top(state.top_log) == num_top:
+        return state
+    steps, _, num_rows = state.log.shape
+    return dataclasses.replace(state, top_log=TopLog.create(steps, num_rows, num_top))
+
+
+def _shapes(argument: Model | RequestTable) -> Hashable:
+    """Return what programs depend on of an argument: structure, shapes and dtypes."""
+    leaves, tree = jax.tree.flatten(argument)
+    return tree, tuple((x.shape, x.dtype) for x in leaves)

@@ -130,6 +130,7 @@ class DecodeState:
         keep: [N] bool, nodes that the last plan keeps though nothing is below them.
         planner: the planner's own state.
         log: [S, fields, B] int32, the steps since the host last read it (`StepLog`).
+        top_log: their most likely tokens (`TopLog`), () where no request wants them.
         step: [] int32, steps in the log.
     """
 
@@ -143,6 +144,7 @@ class DecodeState:
     keep: jax.Array
     planner: Any
     log: jax.Array
+    top_log: Any
     step: jax.Array
 
     @classmethod
@@ -172,6 +174,7 @@ class DecodeState:
             keep=jnp.zeros(capacity.nodes, bool),
             planner=(),
             log=StepLog.create(LOG_STEPS, capacity.rows),
+            top_log=(),
             step=jnp.int32(0),
         )
 

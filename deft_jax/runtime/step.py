@@ -7,19 +7,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.query_ranges import query_ranks, slot_ranges
 from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.forward import Model, forward
+from deft_jax.runtime.path_tokens import count_generated, count_tokens
 from deft_jax.runtime.plan_limits import within_limits
 from deft_jax.runtime.prefill import any_of_request
 from deft_jax.runtime.state import DecodeState, Rows, StepLog
-from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
+from deft_jax.runtime.top_log import TopLog
+from deft_jax.sampling.draw import is_greedy, sample, sample_greedily, top_logprobs
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Plan, Planner, View, finish_code
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.pruning import prune
-from deft_jax.tree.state import NO_NODE, Tree, choose, replace
+from deft_jax.tree.state import NO_NODE, choose, replace
 
 
 def decode(
@@ -110,6 +111,7 @@ def decode_step(model, state, table, planner, method) -> DecodeState:
         keep=jnp.where(fits, plan.keep, state.keep),
         planner=choose(fits, planner_state, state.planner),
         log=_write_log(state, plan, left_out, slots, grouping),
+        top_log=_write_top_log(state, view.logits, table.num_top),
         step=state.step + jnp.where(fits, 1, 0),
     )
 
@@ -153,7 +155,8 @@ def _look(model, state: DecodeState, table: RequestTable) -> View:
                 table.sampling.take(request),
                 state.branch_keys.of_rows(rows.node, rows.number, rows.generated),
                 rows.generated,
-                lambda: _seen_tokens(state.tree, rows.node, vocab_size),
+                lambda: count_tokens(state.tree, rows, vocab_size) > 0,
+                lambda: count_generated(state.tree, rows, vocab_size),
             ),
         )
     return View(
@@ -169,24 +172,6 @@ def _look(model, state: DecodeState, table: RequestTable) -> View:
         finish=finish_code(table, sampled.token, request, rows.generated + 1),
         roots=state.roots,
     )
-
-
-def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
-    """Return [B, V] bool, the tokens on each row's path.
-
-    Every slot marks where the ranks that see it begin and end; a prefix sum over ranks
-    turns the marks into counts, so that no path is walked. With 3 ranks and one slot
-    that the ranks 1 and 2 see, the marks of its token and their sums are
-
-        0 1 0 -1  ->  0 1 1 0
-    """
-    number, rank = query_ranks(tree, node)
-    first, end = (x.ravel() for x in slot_ranges(tree, number))
-    token = jnp.where(first < end, tree.slot_token.ravel(), vocab_size)
-    marks = jnp.zeros((node.shape[0] + 1, vocab_size), jnp.int32)
-    marks = marks.at[first, token].add(1, mode="drop")
-    marks = marks.at[end, token].add(-1, mode="drop")
-    return (jnp.cumsum(marks, axis=0, dtype=jnp.int32) > 0)[rank]
 
 
 def _write_log(
@@ -215,3 +200,12 @@ def _write_log(
         path_tokens=jnp.where(live, slots.position + 1, 0),
     )
     return state.log.at[state.step].set(row.pack())
+
+
+def _write_top_log(state: DecodeState, logits: jax.Array, num_top: int):
+    """Return the log of the most likely tokens with this step; as it is if unwanted."""
+    if num_top == 0:
+        return state.top_log
+    token, logprob = top_logprobs(logits, num_top)
+    step = TopLog(node=state.rows.node, token=token, logprob=logprob)
+    return state.top_log.at[state.step].set(step.pack())
