@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from deft_jax.engine.engine import Engine
-from deft_jax.engine.runner import Runner, decode_program, run_prefill
+from deft_jax.engine.runner import (
+    Runner,
+    decode_program,
+    run_prefill,
+    with_top_log,
+)
 from deft_jax.runtime.state import Chunk, DecodeState
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Planner
@@ -111,10 +116,11 @@ class BenchRunner(Runner):
 
     def prefill(self, chunk: Chunk) -> DecodeState:
         """Feed a chunk of prompts; return the new state."""
-        planner_state = self.state.planner
-        args = self.model, dataclasses.replace(self.state, planner=()), chunk
+        outside = {"planner": self.state.planner, "top_log": self.state.top_log}
+        inside = dataclasses.replace(self.state, planner=(), top_log=())
+        args = self.model, inside, chunk
         program = self._program("prefill", run_prefill, args, method=self.method)
-        self._state = dataclasses.replace(program(*args), planner=planner_state)
+        self._state = dataclasses.replace(program(*args), **outside)
         return self.state
 
     def decode(
@@ -125,7 +131,8 @@ class BenchRunner(Runner):
         recorded = self.record is not None and len(self.bursts) % 2 == 1
         if self.record is not None:
             max_steps = min(max_steps, 1 if recorded else STEPS_BETWEEN)
-        args = self.model, self.state, table, dropped, jnp.int32(max_steps)
+        state = with_top_log(self.state, table.num_top)
+        args = self.model, state, table, dropped, jnp.int32(max_steps)
         static = {"planner": planner, "method": self.method}
         program = self._program(planner, decode_program(), args, **static)
         burst = Burst(time.perf_counter())

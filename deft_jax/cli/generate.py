@@ -25,8 +25,12 @@ _SAMPLING_OPTIONS = (
     "top_p",
     "min_p",
     "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
     "seed",
     "stop",
+    "stop_token_ids",
+    "logprobs",
 )
 
 
@@ -127,6 +131,8 @@ def _check_options(options: argparse.Namespace) -> None:
             "--special is for prompts that are already formatted, --chat formats them;"
             " give one of the two"
         )
+    if options.logprobs and not options.json:
+        raise DeftError("--logprobs needs --json, which writes them")
     if options.output is not None:
         check_writable(options.output)
     if options.n > 1 and (options.temperature == 0 or options.top_k == 1):

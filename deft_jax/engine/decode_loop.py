@@ -36,6 +36,7 @@ from deft_jax.engine.shortage import (
 from deft_jax.engine.widths import choose_width, chunk_widths, row_widths
 from deft_jax.runtime.forward import Model
 from deft_jax.runtime.state import LOG_STEPS, Numbers, Report, StepLog, Turn
+from deft_jax.runtime.top_log import TopLog
 from deft_jax.sampling.request_table import RequestTable, make_request_table
 from deft_jax.strategies.protocol import Planner
 from deft_jax.strategies.traits import ends_branches, runs_at_any_width
@@ -502,6 +503,7 @@ class DecodeLoop:
             self.tokenizer,
             request.sampling.stop,
             math.inf if ends_branches(request.strategy) else request.limit,
+            request.sampling.logprobs,
         )
 
     # Feeding.
@@ -710,7 +712,10 @@ class DecodeLoop:
             self._wanted_s[self._narrower] = (
                 self._wanted_s.get(self._narrower, 0.0) + took
             )
-        told = self.forest.replay.play(log, numbers.steps)
+        packed = burst.report.tops
+        tops = None if isinstance(packed, tuple) else TopLog.unpack(np.asarray(packed))
+        planner = next(iter(burst.lives.values())).planner
+        told = self.forest.replay.play(log, numbers.steps, tops, planner)
         rooms = self.forest.rooms.nodes, self.runner.model.config.vocab_size
         for live, notice in plan_notices(log, numbers.steps, burst.lives, rooms):
             live.notice = live.notice or notice

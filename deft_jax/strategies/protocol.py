@@ -40,13 +40,14 @@ def finish_code(
     """Return the finish codes of branches that take a token, [...] int32.
 
     Args:
-        table: limits and end-of-text tokens of the requests.
+        table: limits and ends of the requests.
         token: [...] int32, the tokens.
         request: [...] int32, request slot of each; out of range counts as the nearest.
         generated: [...] int32, tokens on the branch with this one.
     """
     request = jnp.clip(request, 0, table.max_new_tokens.shape[0] - 1)
-    ends = jnp.isin(token, table.eos) & ~table.ignore_eos[request]
+    # No token of a planner, NO_END among them, is what fills the table.
+    ends = jnp.any(token[..., None] == table.eos[request], axis=-1) & (token >= 0)
     full = generated >= table.max_new_tokens[request]
     return jnp.where(ends, STOP, jnp.where(full, LENGTH, RUNNING))
 
