@@ -8,6 +8,7 @@ from deft_jax.engine.prompts import Prompt
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.tree_node import TokenEvent
 from deft_jax.runtime.forward import Model
+from deft_jax.sampling.noise import ROOT_KEY
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.protocol import Strategy
 
@@ -32,7 +33,7 @@ class Handle[T](Protocol):
         """Say whether there is a result."""
         ...
 
-    def add_done_callback(self, fn: Callable[[Any], None]) -> None:
+    def add_done_callback(self, call: Callable[[Any], None], /) -> None:
         """Have a function called with the handle once there is a result."""
         ...
 
@@ -80,7 +81,7 @@ class BranchEngine(Protocol):
         strategy: Strategy | None = None,
         sampling: Sampling | None = None,
         *,
-        key: int | None = None,
+        key: int = ROOT_KEY,
         priority: int = 0,
         on_token: Callable[[TokenEvent], None] | None = None,
         pin: bool = False,

@@ -15,6 +15,7 @@ from deft_jax.engine.session_state import SessionState
 from deft_jax.errors import DeftError
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.tree_node import TokenEvent
+from deft_jax.sampling.noise import ROOT_KEY
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.protocol import Strategy
 
@@ -163,7 +164,7 @@ class Session:
         strategy: Strategy | None = None,
         sampling: Sampling | None = None,
         *,
-        key: int | None = None,
+        key: int = ROOT_KEY,
         on_token: Callable[[TokenEvent], None] | None = None,
     ) -> Handle[GenerationTree]:
         """Begin to grow a tree from a prompt, which the end of the session cancels.
@@ -172,7 +173,7 @@ class Session:
             prompt: text, encoded as it stands, or token ids.
             strategy: how the tree grows; one branch by default.
             sampling: how tokens are chosen; that of the session by default.
-            key: sampling key of the root; None for the usual one.
+            key: sampling key of the root, 0 to 2**32 - 1.
             on_token: called for every token, on the thread that drives the engine.
 
         Returns:
