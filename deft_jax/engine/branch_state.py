@@ -14,6 +14,9 @@ from deft_jax.errors import DeftError
 from deft_jax.results.tree_node import FinishReason
 from deft_jax.sampling.noise import child_key_on_host
 
+DROPPED_EARLY = "the branch was dropped while it was growing"
+"""What waits for a branch is told when somebody drops it."""
+
 
 class BranchState:
     """A place in a tree that can be read, forked and grown.
@@ -142,7 +145,7 @@ class BranchState:
             DeftError: somebody has.
         """
         if self._is_dropped:
-            raise DeftError("the branch was dropped while it was growing")
+            raise DeftError(DROPPED_EARLY)
 
     def _check_not_dropped(self) -> None:
         if self._is_dropped:
@@ -168,8 +171,8 @@ def growing(states: Sequence[BranchState]) -> Iterator[list[Handle[Any]]]:
         yield handles
     except Exception:
         # A request that was cancelled because of this has an error of its own.
-        for state in begun:
-            state.check_still_there()
+        if any(state.is_dropped for state in begun):
+            raise DeftError(DROPPED_EARLY) from None
         raise
     finally:
         for state in begun:

@@ -11,6 +11,9 @@ from deft_jax.engine.pins import Hold, SharedPin
 from deft_jax.errors import DeftError
 from deft_jax.sampling.params import Sampling
 
+CLOSED_EARLY = "the session was closed before its request was done"
+"""What waits is told when the session ends."""
+
 
 class Answer(NamedTuple):
     """What came of one request.
@@ -129,13 +132,16 @@ class SessionState:
                 own.append(self.begin(request))
                 handles.append(own[-1])
             values = yield own
-            self._check_still_open()
+            if self._is_closed:
+                raise DeftError(CLOSED_EARLY)
         except BaseException as error:
             for handle in own:
                 handle.cancel()
                 handle.add_done_callback(self._unpin_result)
-            if isinstance(error, Exception) and len(own) == len(requests):
-                self._check_still_open()
+            begun = len(own) == len(requests)
+            if self._is_closed and begun and isinstance(error, Exception):
+                # A request that was cancelled because of this has its own error.
+                raise DeftError(CLOSED_EARLY) from None
             raise
         unpin = self.engine.unpin
         return [
@@ -153,10 +159,6 @@ class SessionState:
             handle.cancel()
         for hold in holds:
             hold.release()
-
-    def _check_still_open(self) -> None:
-        if self._is_closed:
-            raise DeftError("the session was closed before its request was done")
 
     def _forget(self, handle: Handle[Any]) -> None:
         with self._lock:
