@@ -304,10 +304,12 @@ class Engine:
         planner = first.strategy.planner
 
         def begin() -> None:
-            samplings, limits = [None] * capacity.requests, [None] * capacity.requests
-            samplings[0], limits[0] = first.sampling, first.limit
-            eos = self.tokenizer.eos_token_ids
-            table = make_request_table(samplings, limits, eos)
+            free = [None] * (capacity.requests - 1)
+            table = make_request_table(
+                [first.sampling, *free],
+                [first.limit, *free],
+                self.tokenizer.eos_token_ids,
+            )
             at_once = min(len(requests), capacity.requests)
             rows = min(at_once * first.rows, capacity.rows)
             tokens = min(sum(len(r.prompt) for r in requests[:at_once]), capacity.chunk)
