@@ -21,6 +21,7 @@ from deft_jax.engine.prompts import Prompt, check_token_ids, list_prompts
 from deft_jax.engine.reading import Reading
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner
+from deft_jax.engine.session import Session
 from deft_jax.engine.widths import chunk_widths, row_widths
 from deft_jax.errors import DeftError
 from deft_jax.results.counters import Status
@@ -173,6 +174,23 @@ class Engine:
                 call.cancel(request.index)
             raise
         return [handle.result() for handle in call.handles]
+
+    def session(
+        self, *, sampling: Sampling | None = None, priority: int = 0
+    ) -> Session:
+        """Begin a session: a program over branches of trees that outlive each request.
+
+        Args:
+            sampling: how tokens are chosen where an operation does not say.
+            priority: priority of all its requests; higher ones go first.
+
+        Returns:
+            The session, a context manager.
+
+        Raises:
+            DeftError: an argument is of the wrong type.
+        """
+        return Session(self, sampling=sampling, priority=priority)
 
     def submit(
         self,
