@@ -42,10 +42,10 @@ def apply_plan(state: DecodeState, plan: Plan, draft_depth: int, shares: bool = 
     growth = Growth(plan.source, plan.branch, plan.draft)
     if shares:
         growth = growth._replace(shares=jnp.ones_like(plan.branch))
-    doomed, keep = _drops(plan, live, jnp.where(ended, state.roots, size))
-    staying = Staying(keep, state.resting, state.roots)
 
     def change(tree):
+        doomed, keep = _drops(plan, live, jnp.where(ended, state.roots, size))
+        staying = Staying(keep, state.resting, state.roots)
         changed = accept_and_prune(tree, plan.accept, doomed, staying)
         return _grow(tree, changed, growth, live, draft_depth)
 
