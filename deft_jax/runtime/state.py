@@ -123,7 +123,8 @@ class DecodeState:
         pool: KV of each layer.
         rows: the growing branches.
         hidden: [B, E], final hidden state of each row's last token.
-        roots: [R] int32, root of each request slot, N for free slots.
+        roots: [R] int32, root of each request slot, N for free slots; a root of the
+            forest, or a child of a node that others own or that rests.
         not_finite: [R] bool, true for requests of which a prompt token's hidden state
             or a row's logits were NaN or infinite; the step that finds it ends them.
         branch_keys: sampling keys of the nodes.
