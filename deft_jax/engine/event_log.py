@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 COUNTED = ("tokens", "cached", "nodes", "steps")
 """Numbers of events that are summed up."""
 
