@@ -16,8 +16,8 @@ class EventLog:
 
     Each line has the seconds since the start and the kind of the event.
 
-    Kinds of events: "submit", "start", "look up", "feed", "burst", "token", "prune", "finish",
-    "evict", "preempt", "resume" and "split".
+    Kinds of events: "submit", "start", "look up", "feed", "burst", "finish",
+    "evict", "preempt" and "resume".
 
     Attributes:
         counts: events by kind, and sums of their numbers by kind and name.

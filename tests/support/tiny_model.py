@@ -75,6 +75,12 @@ def tiny_engine() -> Engine:
     return Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY, prefix_cache=False)
 
 
+@functools.cache
+def sharing_engine() -> Engine:
+    """Return one engine with a prefix cache, for tests of what outlives requests."""
+    return Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY)
+
+
 class LoneSequence(NamedTuple):
     """What was generated for one sequence, and why it ended."""
 
