@@ -28,7 +28,7 @@ class Driver:
 
         def start() -> None:
             call.driver_thread = threading.current_thread()
-            self._loop.submit(call)
+            self._loop.work.submit(call)
 
         self.order(start)
 
