@@ -22,7 +22,7 @@ class DecodeLoop:
     done next depends on that:
 
         turn    look ........ change admit chunk burst ..... look
-                (if it must)  \___ if nothing is under way    (all, or all but one)
+                (if it must)  (if nothing is under way)    (all, or all but one)
 
     Attributes:
         work: the requests.
