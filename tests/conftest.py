@@ -8,6 +8,8 @@ import hypothesis
 import jax
 import pytest
 
+from deft_jax.engine import widths
+
 pytest_plugins = ["tests.support.fixtures_smollm2"]
 
 STRICT_RUNTIME = {
@@ -38,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in options.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    # One program per capacity, which most tests can share.
+    widths.ROWS = widths.TOKENS = ()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -629,6 +629,8 @@ class DecodeLoop:
         begin = time.perf_counter()
         turn = Turn(is_in, rests, np.int32(self._num_steps(lives, step)))
         report = self.runner.decode(table, turn, planner, width)
+        for live in lives:
+            live.has_decoded = True
         by_slot = {live.slot: live for live in lives}
         self._flight.append(Burst(report, by_slot, step, begin))
 
@@ -649,7 +651,7 @@ class DecodeLoop:
 
     def _num_steps(self, lives: list[LiveRequest], step: Hashable) -> int:
         """Return how many steps may run before the host looks."""
-        if any(live.num_tokens == 0 for live in lives):
+        if not all(live.has_decoded for live in lives):
             return 1  # The first token is shown as soon as it is there.
         is_alone = len(lives) == len(self.forest.lives) and not len(self.waiting)
         is_watched = any(
@@ -703,8 +705,6 @@ class DecodeLoop:
                 self._wanted_s.get(self._narrower, 0.0) + took
             )
         told = self.forest.replay.play(log, numbers.steps)
-        for live in burst.lives.values():
-            live.num_tokens += numbers.steps
         rooms = self.forest.rooms.nodes, self.runner.model.config.vocab_size
         for live, notice in plan_notices(log, numbers.steps, burst.lives, rooms):
             live.notice = live.notice or notice

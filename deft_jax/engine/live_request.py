@@ -59,7 +59,7 @@ class LiveRequest:
         is_unconfirmed: true while the host does not know whether the tokens that were
             fed last did fit.
         num_counted: prompt tokens that were counted as fed.
-        num_tokens: decode steps it has taken part in.
+        has_decoded: true once a decode step of it was started.
         is_duplicate: true if more of its prompt was cached than could be shared.
         root: its root on the device; None before that is known.
         is_preempted: true while its tokens have no KV and it waits for room.
@@ -83,7 +83,7 @@ class LiveRequest:
     has_begun: bool = False
     is_unconfirmed: bool = False
     num_counted: int = 0
-    num_tokens: int = 0
+    has_decoded: bool = False
     is_duplicate: bool = False
     root: int | None = None
     is_preempted: bool = False
