@@ -31,6 +31,7 @@ from .strategies.protocol import (
 from .tree.appending import Slots, append
 from .tree.branching import branch
 from .tree.pruning import accept, prune
+from .tree.relabel import collapse, split
 from .tree.state import NO_NODE, Tree
 
 __all__ = [
@@ -65,11 +66,13 @@ __all__ = [
     "check_plan",
     "check_planner",
     "checked",
+    "collapse",
     "create_pool",
     "enable_compilation_cache",
     "finish_code",
     "group",
     "prune",
+    "split",
     "top_k",
     "tree_attention",
     "write",

@@ -1,7 +1,7 @@
 """How much one engine can hold at once; every array shape of a step follows from it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from deft_jax.errors import CapacityError
 
@@ -19,6 +19,34 @@ MIN_REQUESTS = 4
 
 MIN_PAGES = 16
 """Fewest pages of the pool, for the same reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """What one request may hold at once (`deft_jax.strategies.traits.footprint_of`).
+
+    Attributes:
+        rows: query rows in a step.
+        nodes: nodes, its root counted.
+        count_pages: takes the tokens that a path may have and the tokens per page, and
+            returns the pages of the generated tokens; None counts a branch of full
+            length for every node but the root.
+    """
+
+    rows: int
+    nodes: int
+    count_pages: Callable[[int, int], int] | None = None
+
+    def pages(self, limit: int, page_size: int) -> int:
+        """Return the pages that generated tokens take at most, without the prompt's.
+
+        Args:
+            limit: tokens that a path may have.
+            page_size: tokens per page.
+        """
+        if self.count_pages is not None:
+            return int(self.count_pages(limit, page_size))
+        return (self.nodes - 1) * -(-limit // page_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +110,7 @@ class Capacity:
         nodes: int,
         page_size: int = DEFAULT_PAGE_SIZE,
         max_rows: int = DEFAULT_ROWS,
+        pages: int | None = None,
     ) -> "Capacity":
         """Return what a call needs, rounded up so that similar calls share a program.
 
@@ -96,13 +125,18 @@ class Capacity:
             page_size: tokens per page.
             max_rows: rows of all requests that decode at the same time; a request that
                 needs more has them, alone.
+            pages: pages per request besides the prompt's (`Footprint.pages`); None
+                takes a branch of full length for every node.
         """
         requests = min(len(prompt_tokens), max(1, max_rows // rows))
         longest = sorted(prompt_tokens, reverse=True)[:requests]
         prompt_pages = sum(-(-length // page_size) for length in longest)
         all_rows = row_bucket(requests * rows)
         branches = max(requests * (nodes - 1), all_rows)
-        branch_pages = branches * -(-max_new_tokens // page_size)
+        if pages is None:
+            pages = Footprint(rows, nodes).pages(max_new_tokens, page_size)
+        in_every_row = all_rows * -(-max_new_tokens // page_size)
+        branch_pages = max(requests * pages, in_every_row)
         return cls(
             requests=bucket(max(MIN_REQUESTS, requests)),
             rows=all_rows,

@@ -39,11 +39,17 @@ class BeamSearch:
         width: hypotheses that grow at the same time, `W` below.
         length: tokens a hypothesis may have.
         draft_depth: levels of rows in a plan; no row continues another.
+        merges_chains: nodes with one child may be merged, as no number but those of
+            rows is held.
+        shares_pages: hypotheses store their tokens in the same pages, which are so
+            filled by what is left of them.
     """
 
     width: int
     length: int
     draft_depth: int = 1
+    merges_chains: bool = True
+    shares_pages: bool = True
 
     @property
     def rows(self) -> int:
@@ -52,8 +58,15 @@ class BeamSearch:
 
     @property
     def nodes(self) -> int:
-        """The root, and at most one node per token of every hypothesis."""
-        return 1 + self.width * self.length
+        """The root, a leaf per hypothesis, the nodes where they part, and room to grow.
+
+        Chains of single children are merged when nodes run short.
+        """
+        return 1 + 4 * self.width
+
+    def pages(self, limit: int, page_size: int) -> int:
+        """Return the pages of all hypotheses, which share them."""
+        return -(-self.width * min(self.length, limit) // page_size)
 
     @property
     def planner(self) -> Self:

@@ -40,7 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in options.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
-    # One program per capacity, which most tests can share.
+    # One program per capacity, since compiling is what tests take longest for; tests of
+    # other widths set their own.
     widths.ROWS = widths.TOKENS = ()
 
 

@@ -114,9 +114,10 @@ class BenchRunner(Runner):
         self._used: dict[Hashable, Any] = {}
 
     def feed(self, chunk: Chunk, question: Question | None = None) -> Report:
-        """Feed a chunk of prompts, of which nothing may be asked."""
-        if feed_step(len(chunk.token), question is not None) not in self._used:
-            self.start_feed(len(chunk.token))
+        """Feed a chunk of prompts."""
+        num_tokens = len(chunk.token)
+        if question is None and feed_step(num_tokens, False) not in self._used:
+            self.start_feed(num_tokens)
         return super().feed(chunk, question)
 
     def decode(

@@ -64,6 +64,7 @@ def level_tree(
         end=_array(end),
         count=_array(count),
         start=_array(start),
+        trunk=_array(storage),
         storage=_array(storage),
         page_owner=_array(owner),
         slot_node=_array(slot_node),

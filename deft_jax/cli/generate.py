@@ -25,8 +25,12 @@ _SAMPLING_OPTIONS = (
     "top_p",
     "min_p",
     "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
     "seed",
     "stop",
+    "stop_token_ids",
+    "logprobs",
 )
 
 
@@ -127,6 +131,8 @@ def _check_options(options: argparse.Namespace) -> None:
             "--special is for prompts that are already formatted, --chat formats them;"
             " give one of the two"
         )
+    if options.logprobs and not options.json:
+        raise DeftError("--logprobs needs --json, which writes them")
     if options.output is not None:
         check_writable(options.output)
     if options.n > 1 and (options.temperature == 0 or options.top_k == 1):
@@ -191,6 +197,7 @@ def _capacity(
     if options.max_context is None and options.page_size is None:
         return None
     from deft_jax.capacity import DEFAULT_PAGE_SIZE
+    from deft_jax.strategies.traits import footprint_of
 
     lengths = [
         len(opened.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
@@ -200,8 +207,14 @@ def _capacity(
         _check_context(options, max(lengths), opened.config.context_length)
         lengths = [options.max_context - options.max_new_tokens] * len(lengths)
     page_size = options.page_size or DEFAULT_PAGE_SIZE
+    needs = footprint_of(strategy)
     return deft_jax.Capacity.for_requests(
-        lengths, options.max_new_tokens, strategy.rows, strategy.nodes, page_size
+        lengths,
+        options.max_new_tokens,
+        needs.rows,
+        needs.nodes,
+        page_size,
+        pages=needs.pages(options.max_new_tokens, page_size),
     )
 
 

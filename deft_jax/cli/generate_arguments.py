@@ -78,8 +78,9 @@ def _add_strategy_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options of `Sampling`, whose defaults these repeat."""
+    """Add the options of `Sampling`, whose defaults and limits these repeat."""
     share = number("a number above 0 and up to 1", lambda value: 0 < value <= 1)
+    penalty = number("a number from -2 to 2", lambda value: -2 <= value <= 2)
     options = [
         ("max-new-tokens", "N", integer(1), 256, "most tokens per branch"),
         (
@@ -106,6 +107,20 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
             1.0,
             "above 1 makes tokens that were seen less likely",
         ),
+        (
+            "presence-penalty",
+            "P",
+            penalty,
+            0.0,
+            "taken from the logits of tokens that were generated before",
+        ),
+        (
+            "frequency-penalty",
+            "P",
+            penalty,
+            0.0,
+            "taken from them once for each time",
+        ),
         ("seed", "S", integer(0, 2**32 - 1), 0, "seed of the random numbers"),
     ]
     for name, metavar, convert, default, text in options:
@@ -123,6 +138,23 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="TEXT",
         help="end a branch before this text; may be repeated",
+    )
+    group.add_argument(
+        "--stop-token-id",
+        action="append",
+        type=integer(0),
+        default=[],
+        dest="stop_token_ids",
+        metavar="ID",
+        help="end a branch with this token; may be repeated",
+    )
+    group.add_argument(
+        "--logprobs",
+        type=integer(0, 20),
+        default=0,
+        metavar="K",
+        help="write the K most likely tokens in the place of each token, which needs"
+        " --json (default: %(default)s)",
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from deft_jax.capacity import DEFAULT_ROWS, Capacity, bucket
+from deft_jax.capacity import DEFAULT_PAGE_SIZE, DEFAULT_ROWS, Capacity, bucket
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner
 
@@ -68,12 +68,14 @@ class CapacityChoice:
         if self.expects_more:
             lengths += [max(lengths)] * max(OPEN_REQUESTS - len(lengths), 0)
         nodes = max(request.nodes for request in requests)
+        pages = max(request.branch_pages(DEFAULT_PAGE_SIZE) for request in requests)
         needed = Capacity.for_requests(
             lengths,
             max(request.limit for request in requests),
             rows,
             max(2, nodes - 1),
             max_rows=max_rows,
+            pages=pages,
         )
         if not self._shares:
             return needed

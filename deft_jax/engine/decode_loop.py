@@ -1,5 +1,6 @@
 """The loop of the engine: edits, admissions, chunks of prompts and bursts of steps."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -21,6 +22,7 @@ from deft_jax.engine.log_replay import Told
 from deft_jax.engine.pace import Pace
 from deft_jax.engine.plan_notices import plan_notices
 from deft_jax.engine.programs import StopRequested
+from deft_jax.engine.progress import count_reads
 from deft_jax.engine.reading import Reading
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner, decode_step_of, feed_step, no_turn
@@ -34,9 +36,10 @@ from deft_jax.engine.shortage import (
 from deft_jax.engine.widths import choose_width, chunk_widths, row_widths
 from deft_jax.runtime.forward import Model
 from deft_jax.runtime.state import LOG_STEPS, Numbers, Report, StepLog, Turn
+from deft_jax.runtime.top_log import TopLog
 from deft_jax.sampling.request_table import RequestTable, make_request_table
 from deft_jax.strategies.protocol import Planner
-from deft_jax.strategies.traits import runs_at_any_width
+from deft_jax.strategies.traits import ends_branches, runs_at_any_width
 from deft_jax.tree.state import OUT_OF_NODES
 
 WORTH_S = 2.0
@@ -212,8 +215,10 @@ class DecodeLoop:
             tree.fail("interrupted")
             self._end_call(waiting.call, Ended(waiting.request.index, tree))
         for live in self.forest.lives.values():
-            if live.call.is_cancelled(live.request.index):
-                live.ends_as = live.ends_as or "interrupted"
+            if live.call.is_cancelled(live.request.index) and live.ends_as is None:
+                # What the device is still at is not told any more.
+                live.ends_as = "interrupted"
+                live.tree.fail("interrupted")
 
     def _all_want_to_stop(self) -> bool:
         """Say whether no call wants the program that is being made any more."""
@@ -341,7 +346,10 @@ class DecodeLoop:
         """
         forest, short = self.forest, self._short
         self._short = []
+        gives_way = bool(forest.pending.dropped) or forest.replay.has_dropped
         forest.pending.clears = True
+        if gives_way:
+            return
         lives = list(forest.lives.values())
         rows = sum(len(live.rows) for live in lives)
         tokens = sum(min(live.num_to_feed, forest.rooms.chunk) for live in lives)
@@ -488,14 +496,14 @@ class DecodeLoop:
         self._log.add("start", request=request.index, slot=slot, rows=rows)
 
     def _new_tree(self, request: Request) -> HostTree:
-        ends_itself = getattr(request.strategy, "ends_branches", False)
         return HostTree(
             request.index,
             request.prompt,
             request.text,
             self.tokenizer,
             request.sampling.stop,
-            float("inf") if ends_itself else request.limit,
+            math.inf if ends_branches(request.strategy) else request.limit,
+            request.sampling.logprobs,
         )
 
     # Feeding.
@@ -704,14 +712,18 @@ class DecodeLoop:
             self._wanted_s[self._narrower] = (
                 self._wanted_s.get(self._narrower, 0.0) + took
             )
-        told = self.forest.replay.play(log, numbers.steps)
+        packed = burst.report.tops
+        tops = None if isinstance(packed, tuple) else TopLog.unpack(np.asarray(packed))
+        planner = next(iter(burst.lives.values())).planner
+        told = self.forest.replay.play(log, numbers.steps, tops, planner)
         rooms = self.forest.rooms.nodes, self.runner.model.config.vocab_size
         for live, notice in plan_notices(log, numbers.steps, burst.lives, rooms):
             live.notice = live.notice or notice
         for call in list({live.call: None for live in burst.lives.values()}):
             mine = {slot for slot, one in burst.lives.items() if one.call is call}
-            with self._listening(call):
-                self._tell(call, mine, burst, told, log, numbers, now)
+            if not call.is_done:
+                with self._listening(call):
+                    self._tell(call, mine, burst, told, log, numbers, now)
         if numbers.overflow:
             self._short += list(burst.lives.values())
         self._log.add("burst", steps=numbers.steps, seconds=round(took, 6))
@@ -783,24 +795,3 @@ class DecodeLoop:
 def _rank(live: LiveRequest) -> tuple[int, int]:
     """Return what requests with a slot are sorted by: priority, then their start."""
     return -live.request.priority, live.number
-
-
-def count_reads(
-    log: StepLog, num_steps: int, slots: set[int] | None = None
-) -> tuple[int, int]:
-    """Return the cached tokens that logged steps read, and along all paths alone.
-
-    What several requests read together counts for each by the tokens on its paths.
-
-    Args:
-        log: the unpacked log; its numbers are int32, the sums have no limit.
-        num_steps: the steps in it.
-        slots: request slots that are counted, None for all.
-    """
-    tree = int(log.tree_tokens[:num_steps, 0].sum(dtype=np.int64))
-    paths = log.path_tokens[:num_steps]
-    total = int(paths.sum(dtype=np.int64))
-    if slots is None or not total:
-        return tree, total
-    mine = int(paths[np.isin(log.request[:num_steps], list(slots))].sum(dtype=np.int64))
-    return tree * mine // total, mine

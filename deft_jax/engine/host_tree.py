@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from deft_jax.engine.stop_strings import StopMatcher
-from deft_jax.results.tree_node import ROOT, FinishReason, TokenEvent, TreeNode
+from deft_jax.results.tree_node import (
+    ROOT,
+    FinishReason,
+    TokenEvent,
+    TopLogprobs,
+    TreeNode,
+)
 
 
 class Tokenizer(Protocol):
@@ -53,6 +59,8 @@ class Branch:
         logprobs: log-probability of each token.
         text: the text that is certain.
         finish_reason: why the branch ended; None while it grows.
+        tops: most likely tokens in the place of each token.
+        next_tops: those behind the last token; empty until they are known.
     """
 
     id: int
@@ -65,11 +73,15 @@ class Branch:
     logprobs: list[float] = dataclasses.field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason | None = None
+    tops: list[TopLogprobs] = dataclasses.field(default_factory=list)
+    next_tops: TopLogprobs = ()
 
     def grow(self, token: int, logprob: float) -> str:
         """Add a token; return the text that is now certain."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        self.tops.append(self.next_tops)
+        self.next_tops = ()
         self.generated += 1
         text = self.stops.push(self.text_stream.push(token), token)
         if self.stops.stop_at is not None:
@@ -106,6 +118,7 @@ class HostTree:
         tokenizer: Tokenizer,
         stop: tuple[str, ...],
         limit: float = math.inf,
+        num_top: int = 0,
     ):
         """Start with the prompt alone.
 
@@ -116,6 +129,7 @@ class HostTree:
             tokenizer: turns tokens into text.
             stop: strings that end a branch.
             limit: tokens that a path may have, whatever the strategy says.
+            num_top: most likely tokens that each token of the result comes with.
         """
         self.request = request
         special = getattr(tokenizer, "special_tokens", None)
@@ -124,6 +138,7 @@ class HostTree:
         self.branches = {ROOT: root}
         self._next_id = ROOT + 1
         self._limit = limit
+        self._num_top = num_top
 
     def branch(self, parent: int, draft: bool = False) -> int:
         """Add a child that continues the parent's text; return its id."""
@@ -135,6 +150,7 @@ class HostTree:
             source.stops.copy(),
             draft=draft,
             generated=source.generated,
+            next_tops=source.next_tops,
         )
         self.branches[child.id] = child
         self._next_id += 1
@@ -143,6 +159,18 @@ class HostTree:
     def has_ended(self, node: int) -> bool:
         """Say whether a branch has a finish reason, so that it takes no more tokens."""
         return self.branches[node].finish_reason is not None
+
+    def note_tops(self, node: int, tokens: Any, logprobs: Any) -> None:
+        """Note what is most likely behind the last token of a node.
+
+        Args:
+            node: id of the node; one that is not there is ignored.
+            tokens: [K] int32, token ids by falling log-probability.
+            logprobs: [K] float32, their natural log-probabilities.
+        """
+        if self._num_top and node in self.branches:
+            tops = (x[: self._num_top].tolist() for x in (tokens, logprobs))
+            self.branches[node].next_tops = tuple(zip(*tops, strict=True))
 
     def grow(
         self, node: int, token: int, logprob: float, reason: FinishReason | None
@@ -177,6 +205,7 @@ class HostTree:
             text=text,
             logprob=logprob,
             finish_reason=branch.finish_reason,
+            top_logprobs=branch.tops[-1],
         )
 
     def accept(self, tip: int) -> list[TokenEvent]:
@@ -198,9 +227,12 @@ class HostTree:
             trunk = self.branches[trunk.parent or ROOT]
         events = []
         for draft in path:
-            for token, logprob in zip(draft.tokens, draft.logprobs, strict=True):
+            drafted = zip(draft.tokens, draft.logprobs, draft.tops, strict=True)
+            for token, logprob, trunk.next_tops in drafted:
                 event = self.grow(trunk.id, token, logprob, None)
                 events += [event] if event else []
+        if path:
+            trunk.next_tops = path[-1].next_tops
         gone: set[int | None] = set()
         for branch in list(self.branches.values()):
             if path and branch.parent == tip and not branch.draft:
@@ -235,6 +267,7 @@ class HostTree:
                 text=branch.text,
                 logprobs=tuple(branch.logprobs),
                 finish_reason=branch.finish_reason,
+                top_logprobs=tuple(branch.tops) if self._num_top else (),
             )
             for branch in self.branches.values()
         )

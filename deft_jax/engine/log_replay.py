@@ -1,5 +1,6 @@
 """The host reads the device's log: which node of a result each token belongs to."""
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from deft_jax.engine.host_tree import Branch, HostTree
 from deft_jax.errors import DeftError
 from deft_jax.results.tree_node import ROOT, TokenEvent
 from deft_jax.runtime.state import StepLog
+from deft_jax.runtime.top_log import TopLog
 from deft_jax.strategies.protocol import FINISH_REASONS
 
 
@@ -51,7 +53,8 @@ class LogReplay:
         self._num_nodes = num_nodes
         self._vocab_size = vocab_size
         self._addresses: dict[int, Address] = {}
-        self._drafts: list[tuple[int, Branch, int]] = []
+        self._drafts: dict[Hashable, list[tuple[int, Branch, int]]] = {}
+        self._chained: dict[Hashable, list[tuple[Branch, int, Address]]] = {}
         self._dropped = np.zeros(num_nodes, bool)
 
     def start(self, root: int, tree: HostTree) -> None:
@@ -81,28 +84,54 @@ class LogReplay:
         dropped, self._dropped = self._dropped, np.zeros(self._num_nodes, bool)
         return dropped
 
-    def play(self, log: StepLog, steps: int) -> list[Told]:
+    def play(
+        self,
+        log: StepLog,
+        steps: int,
+        tops: TopLog | None = None,
+        group: Hashable = None,
+    ) -> list[Told]:
         """Apply the steps of a burst to the trees; return the tokens' events.
 
         Args:
             log: the unpacked log.
             steps: the steps in it.
+            tops: the most likely tokens, if they were written down.
+            group: names the requests that decode together; what a step says of the
+                rows of the step before is of the same ones.
 
         Raises:
             DeftError: the strategy continued a node that is not there, or gave a token
                 that the vocabulary has not.
         """
         events: list[Told] = []
+        drafts = self._drafts.setdefault(group, [])
         fields = {name: values[:steps].tolist() for name, values in vars(log).items()}
         for step in range(steps):
             row = {name: values[step] for name, values in fields.items()}
-            for index, draft, at in self._drafts:
+            if tops is not None:
+                self._note_tops(tops, step, group)
+            for index, draft, at in drafts:
                 draft.logprobs[at] = row["draft_logprob"][index]
-            self._drafts = []
+            drafts.clear()
             for tip in row["accept"]:
                 events += self._accept(tip)
-            events += self._grow(row)
+            events += self._grow(row, group)
         return events
+
+    def _note_tops(self, log: TopLog, step: int, group: Hashable) -> None:
+        """Note what is most likely behind each row, before the step changes the tree.
+
+        Only now that is known of tokens that stand for the place behind a row of the
+        step before, as drafts do.
+        """
+        for index, node in enumerate(log.node[step].tolist()):
+            if (address := self._addresses.get(node)) is not None:
+                tops = log.token[step, index], log.logprob[step, index]
+                address.tree.note_tops(address.node, *tops)
+        for branch, at, (tree, above) in self._chained.pop(group, []):
+            if above in tree.branches:
+                branch.tops[at] = tree.branches[above].next_tops
 
     def _accept(self, tip: int) -> list[Told]:
         address = self._addresses.get(tip)
@@ -111,7 +140,7 @@ class LogReplay:
         tree = address.tree
         return [Told(tree, event) for event in tree.accept(address.node)]
 
-    def _grow(self, row: dict[str, list]) -> list[Told]:
+    def _grow(self, row: dict[str, list], group: Hashable) -> list[Told]:
         """Add the tokens of a step, row by row."""
         events: list[Told] = []
         fresh: dict[int, Address] = {}
@@ -122,8 +151,9 @@ class LogReplay:
             # Nothing grows from a branch that has ended; the device may not know yet.
             if row["branch"][index] and not tree.has_ended(node):
                 node = tree.branch(node, row["draft"][index])
+            above = fresh.get(source - self._num_nodes)
             fresh[index] = Address(tree, node)
-            events += self._add(fresh[index], row, index)
+            events += self._add(fresh[index], row, index, above, group)
         for index, address in fresh.items():
             if 0 <= row["node"][index] < self._num_nodes:
                 self._note(row["node"][index], address)
@@ -148,8 +178,23 @@ class LogReplay:
             )
         return address
 
-    def _add(self, address: Address, row: dict[str, list], index: int) -> list[Told]:
-        """Add a row's token to its branch; return its events, one or none."""
+    def _add(
+        self,
+        address: Address,
+        row: dict[str, list],
+        index: int,
+        above: Address | None,
+        group: Hashable,
+    ) -> list[Told]:
+        """Add a row's token to its branch; return its events, one or none.
+
+        Args:
+            address: the branch.
+            row: what the log says of the rows of the step, by field.
+            index: the row.
+            above: what the row continues, if that is a row of the same step.
+            group: names the requests that decode together.
+        """
         tree, node = address
         if tree.has_ended(node):
             return []
@@ -163,7 +208,10 @@ class LogReplay:
         event = tree.grow(node, token, row["logprob"][index], reason)
         branch = tree.branches[node]
         if branch.draft:
-            self._drafts.append((index, branch, len(branch.tokens) - 1))
+            self._drafts[group].append((index, branch, len(branch.tokens) - 1))
+        if above is not None:
+            chained = self._chained.setdefault(group, [])
+            chained.append((branch, len(branch.tokens) - 1, above))
         return [Told(tree, event)] if event else []
 
     def _note(self, device_node: int, address: Address) -> None:

@@ -4,9 +4,12 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from deft_jax.accounting.sizes import AttentionSizes, kv_bytes
 from deft_jax.results.counters import Phase, Status
 from deft_jax.runtime.forward import Model
+from deft_jax.runtime.state import StepLog
 
 
 class Progress:
@@ -112,3 +115,24 @@ class Progress:
             kv_bytes_read_per_sequence=kv_bytes(paths, self._sizes),
         )
         self.report("decode")
+
+
+def count_reads(
+    log: StepLog, num_steps: int, slots: set[int] | None = None
+) -> tuple[int, int]:
+    """Return the cached tokens that logged steps read, and along all paths alone.
+
+    What several requests read together counts for each by the tokens on its paths.
+
+    Args:
+        log: the unpacked log; its numbers are int32, the sums have no limit.
+        num_steps: the steps in it.
+        slots: request slots that are counted, None for all.
+    """
+    tree = int(log.tree_tokens[:num_steps, 0].sum(dtype=np.int64))
+    paths = log.path_tokens[:num_steps]
+    total = int(paths.sum(dtype=np.int64))
+    if slots is None or not total:
+        return tree, total
+    mine = int(paths[np.isin(log.request[:num_steps], list(slots))].sum(dtype=np.int64))
+    return tree * mine // total, mine

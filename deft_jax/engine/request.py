@@ -7,6 +7,7 @@ from deft_jax.errors import CapacityError
 from deft_jax.sampling.noise import ROOT_KEY
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.protocol import Strategy
+from deft_jax.strategies.traits import footprint_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,5 +87,12 @@ class Request:
 
     def pages(self, capacity: Capacity) -> int:
         """Return the pages it takes if every branch grows to its limit."""
-        branches = max(self.nodes - 2, 0) * capacity.pages_for(self.limit)
-        return capacity.pages_for(len(self.prompt)) + branches
+        return capacity.pages_for(len(self.prompt)) + self.branch_pages(
+            capacity.page_size
+        )
+
+    def branch_pages(self, page_size: int) -> int:
+        """Return the pages that its generated tokens take at most."""
+        if self.strategy is None:
+            return 0
+        return footprint_of(self.strategy).pages(self.limit, page_size)

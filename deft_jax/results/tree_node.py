@@ -11,10 +11,15 @@ FinishReason = Literal[
 ]
 """Why a branch ended.
 
-"stop": end of text or a stop string; "length": token limit; "capacity": the KV pool was
-full; "interrupted": the caller asked to stop; "pruned": the strategy gave it up;
-"not-finite": the model's numbers became NaN or infinite somewhere in its request.
+"stop": end of text, a stop string or a stop token; "length": token limit; "capacity":
+the KV pool was full; "interrupted": the caller asked to stop; "pruned": the strategy
+gave it up; "not-finite": the model's numbers became NaN or infinite somewhere in its
+request.
 """
+
+
+TopLogprobs = tuple[tuple[int, float], ...]
+"""Most likely tokens in a place of a text with their log-probabilities, falling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,10 @@ class TokenEvent:
             stop string is still incomplete.
         logprob: log-probability of the token under the model, in nats.
         finish_reason: set on the last token of a branch.
+        top_logprobs: the most likely tokens in its place with their log-probabilities
+            under the model, in nats, as many as `Sampling.logprobs` asks for; empty
+            for a token that a strategy chains, not as a draft, behind another of the
+            same step, where they are not known yet.
     """
 
     request: int
@@ -39,6 +48,7 @@ class TokenEvent:
     text: str
     logprob: float
     finish_reason: FinishReason | None = None
+    top_logprobs: TopLogprobs = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +64,9 @@ class TreeNode:
         finish_reason: why the branch ended, `None` for a node that was continued. The
             root has one only if its request failed before a token was generated.
         answer: answer that a strategy found on the path that ends here.
+        top_logprobs: for each token the most likely tokens in its place with their
+            log-probabilities, in nats, as many as `Sampling.logprobs` asks for; empty
+            for the root, and if it asks for none.
     """
 
     id: int
@@ -63,3 +76,4 @@ class TreeNode:
     logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     answer: str | None = None
+    top_logprobs: tuple[TopLogprobs, ...] = ()

@@ -18,12 +18,17 @@ from deft_jax.tree.appending import (
 )
 from deft_jax.tree.counting import tally
 from deft_jax.tree.draft_levels import Growth, branch_rows
-from deft_jax.tree.pruning import accept_and_prune, is_below
+from deft_jax.tree.ownership import is_below
+from deft_jax.tree.pruning import Staying, accept_and_prune
 from deft_jax.tree.state import OUT_OF_PAGES, Tree, choose, replace
 
 
 def apply_plan(
-    state: DecodeState, plan: Plan, draft_depth: int, rests: jax.Array
+    state: DecodeState,
+    plan: Plan,
+    draft_depth: int,
+    rests: jax.Array,
+    shares: bool = False,
 ) -> tuple[DecodeState, Slots, jax.Array]:
     """Change the forest as a plan asks.
 
@@ -34,6 +39,7 @@ def apply_plan(
         plan: what the planner asks for.
         draft_depth: levels of rows that continue rows of the same plan, 1 for none.
         rests: [R] bool, requests whose nodes rest when their branches or they end.
+        shares: static, true if new children share the pages of their parents.
 
     Returns:
         The state with the changed tree, its resting nodes and the branches' keys, the
@@ -47,11 +53,14 @@ def apply_plan(
     ended = _ended(state.roots, request, size)
     roots = jnp.where(ended, size, state.roots)
     ends = _Ends(state.roots, ended, rests)
+    growth = Growth(plan.source, plan.branch, plan.draft)
+    if shares:
+        growth = growth._replace(shares=jnp.ones_like(plan.branch))
     before = state.branch_keys, state.resting
     if draft_depth > 1:
         # Plans with drafts change the tree in almost every step.
         tree, resting, node, next_slots = _change(
-            tree, state.resting, plan, live, ends, draft_depth
+            tree, state.resting, plan, growth, live, ends, draft_depth
         )
         fits = tree.overflow == 0
         after = state.branch_keys.grown(plan, node, draft_depth), resting
@@ -63,7 +72,7 @@ def apply_plan(
 
         def change(_, carry):
             tree, resting, node, _ = _change(
-                carry[0], carry[3], plan, live, ends, draft_depth
+                carry[0], carry[3], plan, growth, live, ends, draft_depth
             )
             keys = carry[2].grown(plan, node, draft_depth)
             fits = tree.overflow == 0
@@ -76,7 +85,7 @@ def apply_plan(
         tree, node, keys, resting = lax.fori_loop(
             0, changes.astype(jnp.int32), change, carry
         )
-        tree, slots = append_at_starts(tree, node, plan.token)
+        tree, slots = append_at_starts(tree, node, plan.token, shares)
     state = dataclasses.replace(state, tree=tree, branch_keys=keys, resting=resting)
     return state, slots, roots
 
@@ -96,7 +105,13 @@ class _Ends(NamedTuple):
 
 
 def _change(
-    tree: Tree, resting: jax.Array, plan: Plan, live, ends: _Ends, draft_depth: int
+    tree: Tree,
+    resting: jax.Array,
+    plan: Plan,
+    growth: Growth,
+    live: jax.Array,
+    ends: _Ends,
+    draft_depth: int,
 ) -> tuple[Tree, jax.Array, jax.Array, NextSlots]:
     """Accept, prune and branch as a plan asks, and find where its tokens go.
 
@@ -104,6 +119,7 @@ def _change(
         tree: the forest before the step.
         resting: [N] bool, nodes that stay until the host drops them.
         plan: what the planner asks for.
+        growth: what the rows continue.
         live: [B] bool, rows that go on.
         ends: the requests that end.
         draft_depth: levels of rows that continue rows of the same plan.
@@ -115,11 +131,11 @@ def _change(
     """
     size = tree.num_nodes
     doomed, keep, resting = _drops(tree, resting, plan, live, ends)
-    changed = accept_and_prune(tree, plan.accept, doomed, keep)
+    changed = accept_and_prune(tree, plan.accept, doomed, Staying(keep, resting))
     resting &= changed.live
-    growth = Growth(plan.source, plan.branch, plan.draft)
     changed, node, storage = branch_rows(changed, growth, live, draft_depth)
-    next_slots = find_next_slots(changed, storage)
+    by = None if growth.shares is None else node
+    next_slots = find_next_slots(changed, storage, by)
     overflow = changed.overflow | jnp.where(next_slots.fit(changed), 0, OUT_OF_PAGES)
     fits = overflow == 0
     tree = choose(fits, changed, replace(tree, overflow=overflow))
@@ -140,7 +156,7 @@ def _drops(tree: Tree, resting: jax.Array, plan: Plan, live: jax.Array, ends: _E
 
     Returns:
         [N] bool each: nodes to drop with all below them, nodes to keep otherwise, and
-        the nodes that rest, the dropped ones not taken out.
+        the nodes that rest from now on.
     """
     size, num_requests = tree.num_nodes, ends.roots.shape[0]
     node = jnp.where(plan.source >= 0, plan.source, size)
@@ -153,7 +169,7 @@ def _drops(tree: Tree, resting: jax.Array, plan: Plan, live: jax.Array, ends: _E
     resting |= tally(jnp.where(row_rests, finished, size), size) > 0
     resting |= is_below(tree, jnp.where(ends.rests, ended_root, size))
     continued = tally(jnp.where(live, node, size), size) > 0
-    return doomed, plan.keep | continued | resting, resting
+    return doomed, plan.keep | continued, resting
 
 
 def _ended(roots: jax.Array, request: jax.Array, size: int) -> jax.Array:

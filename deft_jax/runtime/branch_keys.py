@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from deft_jax.sampling.noise import ROOT_KEY, child_key
 from deft_jax.strategies.protocol import Plan
 from deft_jax.tree.counting import earlier_equal, largest, tally
+from deft_jax.tree.relabel import Relabelling
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +44,15 @@ class BranchKeys:
         """
         key = self.key.at[root].set(root_key, mode="drop")
         return type(self)(key, self.children.at[root].set(0, mode="drop"))
+
+    def relabelled(self, relabelling: Relabelling) -> Self:
+        """Return the keys after nodes were split.
+
+        All parts of a node were drawn with its key. A child that is added to a part
+        above gets no number that a child of the last part has.
+        """
+        origin = relabelling.origin
+        return type(self)(self.key[origin], self.children[origin])
 
     def of_rows(
         self, node: jax.Array, number: jax.Array, generated: jax.Array

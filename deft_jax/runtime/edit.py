@@ -8,8 +8,11 @@ from jax import lax
 
 from deft_jax.runtime.prefill import any_of_request
 from deft_jax.runtime.state import DecodeState, Edit, Report, pack_numbers
-from deft_jax.tree.pruning import is_below, prune
-from deft_jax.tree.relabel import release, split
+from deft_jax.tree.counting import tally
+from deft_jax.tree.ownership import below, is_below
+from deft_jax.tree.pruning import prune
+from deft_jax.tree.relabel import split
+from deft_jax.tree.releasing import release
 from deft_jax.tree.state import replace
 
 
@@ -32,19 +35,14 @@ def edit(state: DecodeState, changes: Edit) -> tuple[DecodeState, Report]:
         state,
     )
     state = _let_rest(state, changes.rest)
-    tree, split_off = split(state.tree, changes.split, changes.at)
-    tree = release(tree, changes.released)
-    below = jnp.clip(changes.split, 0, tree.num_nodes - 1)
-
-    def inherit(mask):
-        """Return a mask of nodes with the new ones like those they were cut from."""
-        return mask.at[split_off].set(mask[below], mode="drop")
-
+    tree, split_off, relabelling = split(state.tree, changes.split, changes.at)
+    origin = relabelling.origin
     state = dataclasses.replace(
         state,
-        tree=tree,
-        resting=inherit(state.resting) & tree.live,
-        keep=inherit(state.keep),
+        tree=release(tree, changes.released),
+        branch_keys=state.branch_keys.relabelled(relabelling),
+        resting=state.resting[origin] & tree.live,
+        keep=state.keep[origin],
         rows=jax.tree.map(lambda x: x[changes.row], state.rows),
         hidden=state.hidden[changes.row],
     )
@@ -54,7 +52,9 @@ def edit(state: DecodeState, changes: Edit) -> tuple[DecodeState, Report]:
 def _drop(state: DecodeState, dropped: jax.Array) -> DecodeState:
     """Drop nodes, the rows there and below, and requests left without a node."""
     size, num_requests = state.tree.num_nodes, state.roots.shape[0]
-    tree = prune(state.tree, dropped, state.keep | state.resting)
+    keep = state.keep | (tally(state.rows.node, size) > 0)
+    resting = state.resting & ~below(state.tree, dropped)
+    tree = prune(state.tree, dropped, keep, resting=resting)
     live = jnp.append(tree.live, False)
     kept, rows = live[state.rows.node], state.rows
     rows = dataclasses.replace(
@@ -68,7 +68,7 @@ def _drop(state: DecodeState, dropped: jax.Array) -> DecodeState:
         rows=rows,
         roots=jnp.where(live[state.roots], state.roots, size),
         feeding=jnp.where(live[state.feeding], state.feeding, size),
-        resting=state.resting & tree.live,
+        resting=resting & tree.live,
     )
 
 

@@ -206,11 +206,13 @@ class Report:
     Attributes:
         numbers: [5 + 5 R + W] int32, the fields of `Numbers`, packed.
         log: [S, fields, W] int32, the steps of a burst (`StepLog`); None of others.
+        tops: their most likely tokens (`TopLog`); () where no request wants them.
         scores: what a chunk was asked to tell of its tokens; None of others.
     """
 
     numbers: jax.Array
     log: jax.Array | None = None
+    tops: Any = ()
     scores: Any = None
 
 

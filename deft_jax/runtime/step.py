@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.query_ranges import query_ranks, slot_ranges
 from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
+from deft_jax.runtime.chains import merge_chains
 from deft_jax.runtime.forward import Model, forward
+from deft_jax.runtime.path_tokens import count_generated, count_tokens
 from deft_jax.runtime.plan_limits import within_limits
 from deft_jax.runtime.prefill import any_of_request
 from deft_jax.runtime.state import (
@@ -22,12 +23,14 @@ from deft_jax.runtime.state import (
     Turn,
     pack_numbers,
 )
-from deft_jax.sampling.draw import is_greedy, sample, sample_greedily
+from deft_jax.runtime.top_log import TopLog
+from deft_jax.sampling.draw import is_greedy, sample, sample_greedily, top_logprobs
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Plan, Planner, View, finish_code
+from deft_jax.strategies.traits import merges_chains, shares_pages
 from deft_jax.tree.appending import Slots
-from deft_jax.tree.pruning import is_below
-from deft_jax.tree.state import NO_NODE, Tree, choose
+from deft_jax.tree.ownership import is_below
+from deft_jax.tree.state import NO_NODE, choose
 
 
 def decode(
@@ -71,19 +74,21 @@ def decode(
         return (num_requests > 0) & same & fits & (step < turn.max_steps)
 
     def run(carry):
-        state, log, step = carry
-        state, row = decode_step(model, state, table, turn.rests, planner, method)
+        state, logs, step = carry
+        state, entries = decode_step(model, state, table, turn.rests, planner, method)
         state = dataclasses.replace(state, keep=state.keep | others_keep)
         fits = state.tree.overflow == 0
-        return state, log.at[step].set(row), step + jnp.where(fits, 1, 0)
+        logs = jax.tree.map(lambda log, entry: log.at[step].set(entry), logs, entries)
+        return state, logs, step + jnp.where(fits, 1, 0)
 
     log = StepLog.create(LOG_STEPS, num_rows)
-    inner, log, steps = lax.while_loop(goes_on, run, (inner, log, jnp.int32(0)))
+    logs = log, TopLog.create(LOG_STEPS, num_rows, table.num_top)
+    inner, logs, steps = lax.while_loop(goes_on, run, (inner, logs, jnp.int32(0)))
     state = _hand_over(state, inner, turn)
     numbers = pack_numbers(
         state, steps=steps, roots_before=roots_before, row_node=inner.rows.node
     )
-    return state, Report(numbers, log)
+    return state, Report(numbers, *logs)
 
 
 def _take_turn(
@@ -132,19 +137,25 @@ def _hand_over(before: DecodeState, after: DecodeState, turn: Turn) -> DecodeSta
 
 def decode_step(
     model, state, table, rests, planner, method
-) -> tuple[DecodeState, jax.Array]:
+) -> tuple[DecodeState, tuple]:
     """Run one step of `decode`: every row gets a token, and its hidden state.
 
     Returns:
-        The state, and the step's entry of the log.
+        The state, and the step's entries of both logs, () for one that is not kept.
     """
+    if merges_chains(planner):
+        state = merge_chains(state)
     view = _look(model, state, table)
     with jax.named_scope("tree_operations"):
         planner_state, plan = planner.plan(state.planner, view)
         plan, left_out = within_limits(plan, view, planner.draft_depth)
         plan, not_finite = _end_not_finite(state, view, plan)
         state, slots, roots = apply_plan(
-            state, plan, planner.draft_depth, rests & ~not_finite
+            state,
+            plan,
+            planner.draft_depth,
+            rests & ~not_finite,
+            shares_pages(planner),
         )
         tree = state.tree
         fits = tree.overflow == 0
@@ -167,7 +178,8 @@ def decode_step(
         keep=jnp.where(fits, plan.keep, state.keep),
         planner=choose(fits, planner_state, state.planner),
     )
-    return after, _pack_log(plan, left_out, slots, grouping)
+    tops = _pack_tops(state, view.logits, table.num_top)
+    return after, (_pack_log(plan, left_out, slots, grouping), tops)
 
 
 def _end_not_finite(
@@ -209,7 +221,8 @@ def _look(model, state: DecodeState, table: RequestTable) -> View:
                 table.sampling.take(request),
                 state.branch_keys.of_rows(rows.node, rows.number, rows.generated),
                 rows.generated,
-                lambda: _seen_tokens(state.tree, rows.node, vocab_size),
+                lambda: count_tokens(state.tree, rows, vocab_size) > 0,
+                lambda: count_generated(state.tree, rows, vocab_size),
             ),
         )
     return View(
@@ -225,24 +238,6 @@ def _look(model, state: DecodeState, table: RequestTable) -> View:
         finish=finish_code(table, sampled.token, request, rows.generated + 1),
         roots=state.roots,
     )
-
-
-def _seen_tokens(tree: Tree, node: jax.Array, vocab_size: int) -> jax.Array:
-    """Return [B, V] bool, the tokens on each row's path.
-
-    Every slot marks where the ranks that see it begin and end; a prefix sum over ranks
-    turns the marks into counts, so that no path is walked. With 3 ranks and one slot
-    that the ranks 1 and 2 see, the marks of its token and their sums are
-
-        0 1 0 -1  ->  0 1 1 0
-    """
-    number, rank = query_ranks(tree, node)
-    first, end = (x.ravel() for x in slot_ranges(tree, number))
-    token = jnp.where(first < end, tree.slot_token.ravel(), vocab_size)
-    marks = jnp.zeros((node.shape[0] + 1, vocab_size), jnp.int32)
-    marks = marks.at[first, token].add(1, mode="drop")
-    marks = marks.at[end, token].add(-1, mode="drop")
-    return (jnp.cumsum(marks, axis=0, dtype=jnp.int32) > 0)[rank]
 
 
 def _pack_log(
@@ -266,3 +261,11 @@ def _pack_log(
         tree_tokens=jnp.broadcast_to(tree_tokens, slots.node.shape),
         path_tokens=jnp.where(live, slots.position + 1, 0),
     ).pack()
+
+
+def _pack_tops(state: DecodeState, logits: jax.Array, num_top: int):
+    """Return a step's entry of the log of the most likely tokens; () if unwanted."""
+    if num_top == 0:
+        return ()
+    token, logprob = top_logprobs(logits, num_top)
+    return TopLog(node=state.rows.node, token=token, logprob=logprob).pack()

@@ -25,6 +25,27 @@ def as_integer(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
+def as_integers(name: str, values: Any, low: int, high: int) -> tuple[int, ...]:
+    """Return a caller's integers, from one, several or None.
+
+    Args:
+        name: what the integers are, for the error.
+        values: what the caller gives.
+        low: least value.
+        high: greatest value.
+
+    Raises:
+        DeftError: a value is no integer, or outside its limits.
+    """
+    if values is None:
+        return ()
+    try:
+        found = tuple(values)
+    except TypeError:
+        found = (values,)
+    return tuple(as_integer(f"a token of {name}", x, low, high) for x in found)
+
+
 def as_number(name: str, value: Any, low: float, high: float, limits: str) -> float:
     """Return a caller's number; one that is an integer stays one.
 

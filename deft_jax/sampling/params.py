@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from deft_jax.errors import CapacityError, DeftError
-from deft_jax.sampling.numbers import as_flag, as_integer, as_number
+from deft_jax.sampling.numbers import as_flag, as_integer, as_integers, as_number
 
 NO_TOKEN = int(np.iinfo(np.int32).max)
 """Fills unused places of `SamplingRows.bias_token`; a scatter there is dropped."""
+
+MAX_LOGPROBS = 20
+"""Most likely tokens that a generated token can come with."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -20,12 +23,15 @@ _INTEGERS = (
     ("max_new_tokens", 1, NO_TOKEN),
     ("top_k", 0, NO_TOKEN),
     ("seed", 0, 2**32 - 1),
+    ("logprobs", 0, MAX_LOGPROBS),
 )
 _NUMBERS = (
     ("temperature", 0, _LARGEST, "finite and at least 0"),
     ("top_p", _SMALLEST, 1, "above 0 and at most 1"),
     ("min_p", 0, 1, "from 0 to 1"),
     ("repetition_penalty", _SMALLEST, _LARGEST, "finite and above 0"),
+    ("presence_penalty", -2, 2, "from -2 to 2"),
+    ("frequency_penalty", -2, 2, "from -2 to 2"),
 )
 
 
@@ -43,11 +49,22 @@ class Sampling:
             probable tokens that do are kept.
         min_p: fraction of the largest probability that a kept token must have.
         repetition_penalty: divisor of positive logits, and factor of negative ones, of
-            tokens that are already on the path; 1 changes nothing.
+            tokens that are already on the path, the prompt's among them; 1 changes
+            nothing.
+        presence_penalty: -2 to 2, taken from the logits of tokens that were generated
+            on the path, the prompt's not among them.
+        frequency_penalty: -2 to 2, taken from the logit of a token once for each time
+            that it was generated on the path.
         logit_bias: numbers to add to logits, by token id; None for none.
         seed: 0 to 2**32 - 1; with the branch and the position it fixes each draw.
         stop: strings that end a branch; one `str` counts as one of them, None as none.
-        ignore_eos: true to go on after an end-of-text token.
+        stop_token_ids: tokens that end a branch as an end-of-text token does; one
+            number counts as one of them, None as none. The token stays in the result,
+            with its text if it has any.
+        ignore_eos: true to go on after an end-of-text token of the tokenizer; a token
+            of `stop_token_ids` ends a branch all the same.
+        logprobs: 0 to 20, how many of the most likely tokens, under the model's own
+            distribution, each generated token of the result comes with.
 
     Raises:
         DeftError: a value is outside its limits.
@@ -59,14 +76,20 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     seed: int = 0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int = 0
 
     def __post_init__(self):
         """Check the values and make them Python's own."""
         self._set("stop", _as_stops(self.stop))
+        ends = as_integers("stop_token_ids", self.stop_token_ids, 0, NO_TOKEN - 1)
+        self._set("stop_token_ids", ends)
         for name, low, high in _INTEGERS:
             self._set(name, as_integer(name, getattr(self, name), low, high))
         for name, low, high, limits in _NUMBERS:
@@ -84,10 +107,12 @@ class Sampling:
             vocab_size: tokens of the vocabulary.
 
         Raises:
-            DeftError: `logit_bias` names a token that the vocabulary does not have.
+            DeftError: `logit_bias` or `stop_token_ids` names a token that the
+                vocabulary does not have, or it has fewer tokens than `logprobs`.
         """
-        for token in self.logit_bias:
-            as_integer("a token of logit_bias", token, 0, vocab_size - 1)
+        for name in ("logit_bias", "stop_token_ids"):
+            as_integers(name, getattr(self, name), 0, vocab_size - 1)
+        as_integer("logprobs", self.logprobs, 0, min(MAX_LOGPROBS, vocab_size))
 
 
 @jax.tree_util.register_dataclass
@@ -101,6 +126,8 @@ class SamplingRows:
         top_p: [B] float32, probability that the kept tokens must hold.
         min_p: [B] float32, fraction of the largest probability that is kept.
         repetition_penalty: [B] float32, divisor or factor of logits of path tokens.
+        presence_penalty: [B] float32, taken from logits of generated tokens.
+        frequency_penalty: [B] float32, taken from them once for each time.
         bias_token: [B, biases] int32, token ids, distinct in a row; `NO_TOKEN` where
             unused.
         bias_value: [B, biases] float32, added to the logits of `bias_token`.
@@ -112,6 +139,8 @@ class SamplingRows:
     top_p: jax.Array
     min_p: jax.Array
     repetition_penalty: jax.Array
+    presence_penalty: jax.Array
+    frequency_penalty: jax.Array
     bias_token: jax.Array
     bias_value: jax.Array
     seed: jax.Array
@@ -146,6 +175,8 @@ def rows_for(requests: Sequence[Sampling | None], bias_capacity: int) -> Samplin
         top_p=column("top_p", np.float32),
         min_p=column("min_p", np.float32),
         repetition_penalty=column("repetition_penalty", np.float32),
+        presence_penalty=column("presence_penalty", np.float32),
+        frequency_penalty=column("frequency_penalty", np.float32),
         bias_token=bias_token,
         bias_value=bias_value,
         seed=column("seed", np.uint32),

@@ -15,6 +15,7 @@ from .protocol import (
     View,
     finish_code,
 )
+from .traits import ends_branches, footprint_of, merges_chains, shares_pages
 
 __all__ = [
     "LENGTH",
@@ -31,5 +32,9 @@ __all__ = [
     "check_plan",
     "check_planner",
     "checked",
+    "ends_branches",
     "finish_code",
+    "footprint_of",
+    "merges_chains",
+    "shares_pages",
 ]

@@ -79,7 +79,7 @@ def _bad_tips_and_prunes(view: View, plan: Plan, paths: TreePaths) -> Iterator[s
         if not 0 <= tip < len(live) or not live[tip]:
             yield f"row {row} accepts node {tip}, which is not live"
             continue
-        trunk = int(view.tree.storage[tip])
+        trunk = int(view.tree.trunk[tip])
         if trunk in trunks:
             yield (
                 f"rows {trunks[trunk]} and {row} accept drafts of one trunk, "

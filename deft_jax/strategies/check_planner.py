@@ -17,6 +17,9 @@ from deft_jax.tree.state import Tree
 BIASES = 16
 """Entries of the bias table in the made-up view."""
 
+ENDS = 16
+"""Entries of the table of ends in it."""
+
 
 def check_planner(planner: Planner, capacity: Capacity, vocab_size: int = 256) -> None:
     """Check that a planner can be part of the decode loop.
@@ -64,8 +67,7 @@ def _view(capacity: Capacity, vocab_size: int) -> View:
         table=RequestTable(
             sampling=SamplingRows.create(requests, BIASES),
             max_new_tokens=jnp.ones(requests, jnp.int32),
-            ignore_eos=jnp.zeros(requests, bool),
-            eos=jnp.zeros(1, jnp.int32),
+            eos=jnp.zeros((requests, ENDS), jnp.int32),
         ),
         node=jnp.full(rows, capacity.nodes, jnp.int32),
         request=jnp.full(rows, requests, jnp.int32),

@@ -10,6 +10,7 @@ from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.strategies.check_plan import check_shapes, find_problems
 from deft_jax.strategies.protocol import Plan, Planner, Strategy, View
+from deft_jax.strategies.traits import footprint_of, merges_chains, shares_pages
 
 
 def checked(strategy: Strategy) -> Strategy:
@@ -43,6 +44,10 @@ class _CheckedStrategy:
         """The strategy's nodes."""
         return self._strategy.nodes
 
+    def pages(self, limit: int, page_size: int) -> int:
+        """Return the strategy's pages, or those derived from its nodes."""
+        return footprint_of(self._strategy).pages(limit, page_size)
+
     def conclude(self, tree: Any) -> Any:
         """Return what the strategy concludes.
 
@@ -70,6 +75,16 @@ class _CheckedPlanner:
     def draft_depth(self) -> int:
         """The planner's levels of rows."""
         return self._planner.draft_depth
+
+    @property
+    def merges_chains(self) -> bool:
+        """Whether the planner's chains may be merged."""
+        return merges_chains(self._planner)
+
+    @property
+    def shares_pages(self) -> bool:
+        """Whether the planner's children share pages."""
+        return shares_pages(self._planner)
 
     def init(self, capacity: Capacity) -> Any:
         """Return the planner's first state; what was wrong before is forgotten."""

@@ -40,13 +40,14 @@ def finish_code(
     """Return the finish codes of branches that take a token, [...] int32.
 
     Args:
-        table: limits and end-of-text tokens of the requests.
+        table: limits and ends of the requests.
         token: [...] int32, the tokens.
         request: [...] int32, request slot of each; out of range counts as the nearest.
         generated: [...] int32, tokens on the branch with this one.
     """
     request = jnp.clip(request, 0, table.max_new_tokens.shape[0] - 1)
-    ends = jnp.isin(token, table.eos) & ~table.ignore_eos[request]
+    # No token of a planner, NO_END among them, is what fills the table.
+    ends = jnp.any(token[..., None] == table.eos[request], axis=-1) & (token >= 0)
     full = generated >= table.max_new_tokens[request]
     return jnp.where(ends, STOP, jnp.where(full, LENGTH, RUNNING))
 
@@ -233,6 +234,9 @@ class Planner(Protocol):
     0.11.2): write `lambda x: x.step < x.limit`, not `lambda x: x.goes_on`.
     `check_planner` finds such loops, and `checked` plans that make no sense.
 
+    A planner may also have `shares_pages` and `merges_chains`; see
+    `deft_jax.strategies.traits`.
+
     Attributes:
         draft_depth: levels of rows that continue rows of the same plan, 1 for none.
     """
@@ -258,6 +262,8 @@ class Planner(Protocol):
 
 class Strategy(Protocol):
     """A way to grow trees.
+
+    A strategy may also have a method `pages`; see `deft_jax.strategies.traits`.
 
     Attributes:
         rows: query rows that one request needs in a step.

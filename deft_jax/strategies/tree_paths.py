@@ -26,7 +26,7 @@ class TreePaths:
         self.num_nodes = view.tree.num_nodes
         self._live, self._parent = view.tree.live.copy(), view.tree.parent.copy()
         self._end = view.tree.start + view.tree.count
-        self._is_draft = self._live & (view.tree.storage != np.arange(self.num_nodes))
+        self._is_draft = self._live & (view.tree.trunk != np.arange(self.num_nodes))
         for tip in plan.accept[(plan.accept >= 0) & (plan.accept < self.num_nodes)]:
             if self._live[tip]:
                 self._accept(int(tip))
@@ -35,9 +35,9 @@ class TreePaths:
 
     def _accept(self, tip: int) -> None:
         """Let the trunk of a tip take over its tokens; drop what hangs on others."""
-        trunk = int(self._tree.storage[tip])
+        trunk = int(self._tree.trunk[tip])
         self._end[trunk] = self._end[tip]
-        dead = self._is_draft & (self._tree.storage == trunk)
+        dead = self._is_draft & (self._tree.trunk == trunk)
         self._parent[(self._parent == tip) & ~dead] = trunk
         dead[self.overrun(tip)] = True
         for node in np.argsort(self._tree.first, kind="stable"):
@@ -48,10 +48,10 @@ class TreePaths:
     def overrun(self, tip: int) -> list[int]:
         """Return the children of nodes above a tip that are no drafts of its trunk."""
         tree, path = self._tree, [tip]
-        while path[-1] != tree.storage[tip]:
+        while path[-1] != tree.trunk[tip]:
             path.append(int(tree.parent[path[-1]]))
         children = np.isin(tree.parent, path[1:]) & tree.live
-        return np.flatnonzero(children & (tree.storage != tree.storage[tip])).tolist()
+        return np.flatnonzero(children & (tree.trunk != tree.trunk[tip])).tolist()
 
     def name(self, code: int) -> str:
         """Return what a code stands for, in words: "node 3", "row 1's new node"."""
@@ -90,11 +90,11 @@ class TreePaths:
         return int(own.argmax()) if code < self.num_nodes and own.any() else None
 
     def request_of(self, row: int) -> int:
-        """Return the request slot whose root is above a row; -1 if there is none."""
+        """Return the request slot whose root is nearest above a row, -1 for none."""
         node = int(self._plan.source[row])
         while node >= self.num_nodes:
             node = int(self._plan.source[node - self.num_nodes])
-        while self._tree.parent[node] != NO_NODE:
+        while node not in self._roots and self._tree.parent[node] != NO_NODE:
             node = int(self._tree.parent[node])
         return self._roots.index(node) if node in self._roots else -1
 
@@ -104,7 +104,8 @@ class TreePaths:
         if source >= self.num_nodes:
             return self._length[source - self.num_nodes] + 1
         root = self._roots[self.request_of(row)]
-        return int(self._end[source] - self._tree.count[root]) + 1
+        prompt = self._tree.start[root] + self._tree.count[root]
+        return int(self._end[source] - prompt) + 1
 
     def place(self, row: int) -> None:
         """Give a row, whose plan is right, its node."""

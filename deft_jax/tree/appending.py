@@ -31,8 +31,9 @@ class Slots:
 def append(tree: Tree, node: jax.Array, token: jax.Array) -> tuple[Tree, Slots]:
     """Append one token per row to its node, in row order within a node.
 
-    Empty slots of the storage node's pages are filled first (a page is left with holes
-    only by `accept` and `prune`), then pages are taken from the free list. Nodes below
+    Empty slots of the pages of the node's storage are filled first, those that `accept`
+    and `prune` left and those behind its last token; then pages are taken from the free
+    list. Nodes below
     a node that grows move on by as many positions, so several levels of new nodes may
     get their tokens in one call. They must be empty before it, as tokens that have KV
     cannot move: otherwise nothing is appended.
@@ -70,15 +71,22 @@ def append(tree: Tree, node: jax.Array, token: jax.Array) -> tuple[Tree, Slots]:
 
 
 def append_at_starts(
-    tree: Tree, node: jax.Array, token: jax.Array
+    tree: Tree, node: jax.Array, token: jax.Array, depth_first: bool = False
 ) -> tuple[Tree, Slots]:
     """Append as `append` does, where the starts of all nodes are right already.
 
     No node moves: there is none below those that grow, or `branch_rows` has counted
     the tokens they get. For the decode loop, which has made sure of it; neither nodes
     below nor the arguments are looked at.
+
+    Args:
+        tree: the forest.
+        node: [Q] int32, live node of each row, N for idle rows.
+        token: [Q] int32, token ids.
+        depth_first: static; see `find_next_slots`.
     """
-    next_slots = find_next_slots(tree, storage_of(tree, node))
+    by = node if depth_first else None
+    next_slots = find_next_slots(tree, storage_of(tree, node), by)
     fits = next_slots.fit(tree)
     tree = replace(tree, overflow=tree.overflow | jnp.where(fits, 0, OUT_OF_PAGES))
     return fill(tree, node, token, next_slots, fits)
@@ -106,7 +114,7 @@ class NextSlots:
     """Where the tokens of a step go if there are pages enough.
 
     Attributes:
-        storage: [Q] int32, node that owns the page, N for idle rows.
+        storage: [Q] int32, node whose page it is, N for idle rows.
         page: [Q] int32, page of the token's KV.
         slot: [Q] int32, slot within the page.
         opened: [Q] bool, true for the first row of each page from the free list.
@@ -125,7 +133,7 @@ class NextSlots:
 
 
 def storage_of(tree: Tree, node: jax.Array) -> jax.Array:
-    """Return [Q] int32, the node that owns the pages of each node [Q].
+    """Return [Q] int32, the node into whose pages the tokens of each node [Q] go.
 
     It is N for all numbers that are no live node.
     """
@@ -133,15 +141,24 @@ def storage_of(tree: Tree, node: jax.Array) -> jax.Array:
     return jnp.where(node == safe, tree.storage[safe], tree.num_nodes)
 
 
-def find_next_slots(tree: Tree, storage: jax.Array) -> NextSlots:
-    """Return where one token per row goes, in row order within a storage node.
+def find_next_slots(
+    tree: Tree, storage: jax.Array, node: jax.Array | None = None
+) -> NextSlots:
+    """Return where one token per row goes.
 
     Args:
-        tree: the forest; its pages alone are read.
-        storage: [Q] int32, node that owns the pages of each row, N for idle rows.
+        tree: the forest.
+        storage: [Q] int32, node into whose pages each row's goes, N for idle rows.
+        node: [Q] int32, nodes of the rows, by whose depth-first numbers those of one
+            storage are put in order; in row order if None. Tokens that lie side by side
+            are then seen by queries side by side, now and later: a tile of queries sees
+            fewer pages where many branches share them.
     """
     live = storage < tree.num_nodes
-    nth = earlier_equal(storage, live)
+    if node is None:
+        nth = earlier_equal(storage, live)
+    else:
+        nth = _count_before(tree, storage, node, live)
     old_page, old_slot, spare = _find_hole(tree, storage, nth)
     new_page, new_slot, opened, needed = _take_page(tree, storage, nth - spare, live)
     reuse = nth < spare
@@ -152,6 +169,19 @@ def find_next_slots(tree: Tree, storage: jax.Array) -> NextSlots:
         opened=opened,
         needed=needed,
     )
+
+
+def _count_before(tree: Tree, storage, node, live) -> jax.Array:
+    """Return [Q] int32, live rows of the same storage that are depth-first before.
+
+    storage 5 5 7 5, depth-first number 8 6 3 6  ->  2 0 0 1
+    """
+    number = tree.first[jnp.minimum(node, tree.num_nodes - 1)]
+    rows = jnp.arange(node.shape[0], dtype=jnp.int32)
+    before = number[None] < number[:, None]
+    before |= (number[None] == number[:, None]) & (rows[None] < rows[:, None])
+    before &= live[None] & (storage[None] == storage[:, None])
+    return jnp.sum(before, axis=1, dtype=jnp.int32)
 
 
 def fill(

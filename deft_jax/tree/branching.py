@@ -22,7 +22,8 @@ class NewNodes(NamedTuple):
             nodes, from 1.
         span: [B] int32, new nodes in its subtree, itself counted.
         start: [B] int32, position of its first token.
-        storage: [B] int32, node that owns the pages of its tokens.
+        trunk: [B] int32, itself, or for a draft the nearest ancestor that is none.
+        storage: [B] int32, node into whose pages its tokens go.
     """
 
     node: jax.Array
@@ -31,6 +32,7 @@ class NewNodes(NamedTuple):
     offset: jax.Array
     span: jax.Array
     start: jax.Array
+    trunk: jax.Array
     storage: jax.Array
 
 
@@ -89,13 +91,18 @@ def insert(tree: Tree, new: NewNodes) -> Tree:
         end=put(jnp.minimum(moved(tree.end), size), first + new.span),
         count=jnp.where(row >= 0, 0, tree.count),
         start=put(tree.start, new.start),
+        trunk=put(tree.trunk, new.trunk),
         storage=put(tree.storage, new.storage),
         num_free_nodes=tree.num_free_nodes - jnp.sum(live, dtype=jnp.int32),
     )
 
 
 def branch(
-    tree: Tree, parent: jax.Array, mask: jax.Array, draft: jax.Array | None = None
+    tree: Tree,
+    parent: jax.Array,
+    mask: jax.Array,
+    draft: jax.Array | None = None,
+    shares: jax.Array | None = None,
 ) -> tuple[Tree, jax.Array]:
     """Add one empty child per row; nothing is copied.
 
@@ -108,8 +115,12 @@ def branch(
         parent: [B] int32, live node that each row branches from; NO_NODE makes a root;
             with any other number the row takes no part.
         mask: [B] bool, true for rows that take part.
-        draft: [B] bool, true for nodes whose tokens are stored in the pages of their
-            nearest ancestor that is no draft, until `accept` or `prune`; none if None.
+        draft: [B] bool, true for nodes to be accepted or dropped later, which share the
+            pages of their parent; none if None.
+        shares: [B] bool, true for other nodes that share the pages of their parent:
+            their tokens fill the empty slots of these first. It suits many short
+            branches, as those of a beam; a long branch in pages of its own leaves whole
+            pages free when it is pruned. None if None. A root shares nothing.
 
     Returns:
         The tree and [B] int32 the new nodes, N for rows that took no part. If too few
@@ -125,10 +136,14 @@ def branch(
     anchor_number = jnp.where(is_root, -1, tree.first[safe])
     mask &= is_root | ((parent == safe) & (anchor_number < tree.num_nodes))
     node, overflow = take_nodes(tree, mask, jnp.cumsum(mask, dtype=jnp.int32) - 1)
-    storage = node
+    trunk = storage = node
     if draft is not None:
-        draft = masks("draft", draft, parent.shape[0])
-        storage = jnp.where(draft & ~is_root, tree.storage[safe], node)
+        draft = masks("draft", draft, parent.shape[0]) & ~is_root
+        trunk = jnp.where(draft, tree.trunk[safe], node)
+        storage = jnp.where(draft, tree.storage[safe], node)
+    if shares is not None:
+        shares = masks("shares", shares, parent.shape[0]) & ~is_root
+        storage = jnp.where(shares, tree.storage[safe], storage)
     new = NewNodes(
         node=node,
         parent=parent,
@@ -136,6 +151,7 @@ def branch(
         offset=1 + earlier_equal(anchor_number, mask),
         span=jnp.ones_like(node),
         start=jnp.where(is_root, 0, tree.start[safe] + tree.count[safe]),
+        trunk=trunk,
         storage=storage,
     )
     return replace(insert(tree, new), overflow=overflow), node

@@ -22,6 +22,11 @@ def compares(*sizes: int, limit: int | None = None) -> bool:
     return math.prod(sizes) <= (MAX_COMPARED if limit is None else limit)
 
 
+def compares_nodes(*sizes: int) -> bool:
+    """Return what `compares` does, with the limit for changes of a tree."""
+    return compares(*sizes, limit=MAX_NODE_PAIRS)
+
+
 def exclusive_cumsum(x: jax.Array) -> jax.Array:
     """Return [n + 1], entry i the sum of the i first of [n]; the last is the total.
 
@@ -80,7 +85,7 @@ def tally(index: jax.Array, size: int, weight: jax.Array | int = 1) -> jax.Array
 
     index 2 0 2 -1, weight 5 7 1 9, size 3  ->  7 0 6
     """
-    if compares(index.size, size, limit=MAX_NODE_PAIRS):
+    if compares_nodes(index.size, size):
         weights = jnp.where(_hits(index, size), weight, 0)
         return jnp.sum(weights, axis=1, dtype=jnp.int32)
     index = jnp.where(index < 0, size, index)
@@ -95,7 +100,7 @@ def largest(index: jax.Array, size: int, value: jax.Array) -> jax.Array:
 
     index 2 0 2 -1, value 5 0 7 9, size 3  ->  0 -1 7
     """
-    if compares(index.size, size, limit=MAX_NODE_PAIRS):
+    if compares_nodes(index.size, size):
         return jnp.max(jnp.where(_hits(index, size), value, -1), axis=1)
     index = jnp.where(index < 0, size, index)
     return jnp.full(size, -1, jnp.int32).at[index].max(value, mode="drop")

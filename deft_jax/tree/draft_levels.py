@@ -28,11 +28,14 @@ class Growth(NamedTuple):
             row j of the same step, its token included; NO_NODE for none.
         branch: [B] bool, true to continue in a new child, false in the node itself.
         draft: [B] bool, true for children to be accepted or dropped later.
+        shares: [B] bool, true for children that share the pages of their parent as
+            drafts do; drafts alone if None.
     """
 
     source: jax.Array
     branch: jax.Array
     draft: jax.Array
+    shares: jax.Array | None = None
 
 
 def branch_rows(
@@ -48,17 +51,19 @@ def branch_rows(
         draft_depth: levels of rows; rows that are further down have no node.
 
     Returns:
-        The tree, [B] int32 the node of each row and [B] int32 the node that owns its
-        pages, N for rows without one. If too few nodes are free the tree is as it was
-        but for its overflow bit, and no row that branches has a node. New nodes start
-        behind the tokens that the rows above them get next: these are put in by
+        The tree, [B] int32 the node of each row and [B] int32 the node into whose pages
+        its token goes, N for rows without one. If too few nodes are free the tree is as
+        it was but for its overflow bit, and no row that branches has a node. New nodes
+        start behind the tokens that the rows above them get next: these are put in by
         `append_at_starts` or `fill`; `append` would count them again.
     """
     size = tree.num_nodes
     if draft_depth > 1:
         return _branch_levels(tree, growth, live, draft_depth)
     live &= growth.source < size
-    tree, child = branch(tree, growth.source, live & growth.branch, growth.draft)
+    tree, child = branch(
+        tree, growth.source, live & growth.branch, growth.draft, growth.shares
+    )
     node = jnp.where(live, jnp.where(growth.branch, child, growth.source), size)
     storage = storage_of(tree, node)
     return tree, jnp.where(storage < size, node, size), storage
@@ -74,8 +79,10 @@ class _Ancestry(NamedTuple):
         level: [B] int32, rows of the step on the way from there.
         node: [B] int32 code, node of the row's token.
         parent: [B] int32 code, node that the row continues.
-        trunk: [B] int32 code, new node that owns the row's pages, or a node of the tree
-            that is stored where the row is.
+        trunk: [B] int32 code, new node that is the row's trunk, or a node of the tree
+            that has the row's.
+        home: [B] int32 code, new node into whose pages the row's token goes, or a node
+            of the tree with the row's storage.
     """
 
     has_node: jax.Array
@@ -85,6 +92,7 @@ class _Ancestry(NamedTuple):
     node: jax.Array
     parent: jax.Array
     trunk: jax.Array
+    home: jax.Array
 
 
 def _branch_levels(tree: Tree, growth: Growth, live: jax.Array, depth: int):
@@ -104,8 +112,10 @@ def _branch_levels(tree: Tree, growth: Growth, live: jax.Array, depth: int):
     def node_of(code):
         return jnp.where(code < size, code, taken[_row(code, size)])
 
-    trunk = jnp.minimum(rows.trunk, size - 1)
-    owner = jnp.where(rows.trunk < size, tree.storage[trunk], node_of(rows.trunk))
+    def find(array, code):
+        return jnp.where(code < size, array[jnp.minimum(code, size - 1)], node_of(code))
+
+    storage = find(tree.storage, rows.home)
     way = _climb(rows.parent, size, depth - 1)
     span = _count_below(rows, way, size)
     gaps = _sum_along(_count_fed(rows), way, size)
@@ -116,11 +126,12 @@ def _branch_levels(tree: Tree, growth: Growth, live: jax.Array, depth: int):
         offset=_sum_along(_offset_siblings(rows, span), way, size),
         span=span,
         start=tree.start[rows.anchor] + tree.count[rows.anchor] + gaps,
-        storage=owner,
+        trunk=find(tree.trunk, rows.trunk),
+        storage=storage,
     )
     node = jnp.where(rows.has_node, node_of(rows.node), size)
-    owner = jnp.where(node < size, owner, size)
-    return replace(insert(tree, new), overflow=overflow), node, owner
+    storage = jnp.where(node < size, storage, size)
+    return replace(insert(tree, new), overflow=overflow), node, storage
 
 
 def _find_ancestry(
@@ -133,6 +144,7 @@ def _find_ancestry(
                         0   0   0   0    three: the anchor
     level               0   1   1   2    codes on the way that are rows
     trunk              10  10  10  10    up to the first row that is no draft
+    home               10  10  10  10    up to the first that shares no pages
     """
     size = tree.num_nodes
     source = jnp.where(live, growth.source, NO_NODE)
@@ -143,6 +155,10 @@ def _find_ancestry(
     has_node = (anchor == safe) & (tree.first[safe] < size)
     node = _climb(jnp.where(growth.branch, own, source), size, depth)[-1]
     splits = growth.branch & ~growth.draft
+    trunk = home = _climb(jnp.where(splits, own, source), size, depth)[-1]
+    if growth.shares is not None:
+        splits &= ~growth.shares
+        home = _climb(jnp.where(splits, own, source), size, depth)[-1]
     return _Ancestry(
         has_node=has_node,
         is_new=has_node & growth.branch,
@@ -150,7 +166,8 @@ def _find_ancestry(
         level=level,
         node=node,
         parent=jnp.where(source < size, source, node[_row(source, size)]),
-        trunk=_climb(jnp.where(splits, own, source), size, depth)[-1],
+        trunk=trunk,
+        home=home,
     )
 
 

@@ -56,6 +56,7 @@ def _free_nodes(tree) -> Iterator[str]:
         ("first", size),
         ("end", size),
         ("count", 0),
+        ("trunk", size),
         ("storage", size),
     ]:
         array = getattr(tree, name)
@@ -97,19 +98,26 @@ def _numbers(tree) -> Iterator[str]:
 
 
 def _storage(tree) -> Iterator[str]:
-    """Verify that a node stores its tokens itself, or where its parent does."""
+    """Verify that storage and trunk are the node itself, or what its parent has."""
     for node in np.flatnonzero(tree.live):
-        storage, parent = tree.storage[node], tree.parent[node]
-        above = tree.storage[parent] if _is_live(tree, parent) else node
-        if storage not in (node, above):
-            yield (
-                f"node {node} is stored in the pages of node {storage}; it must be "
-                f"itself or its parent's, {above}"
-            )
+        parent = tree.parent[node]
+        for name, what in [
+            ("storage", "is stored in the pages of"),
+            ("trunk", "has the trunk"),
+        ]:
+            array = getattr(tree, name)
+            above = array[parent] if _is_live(tree, parent) else node
+            if array[node] not in (node, above):
+                yield (
+                    f"node {node} {what} node {array[node]}; it must be itself or its "
+                    f"parent's, {above}"
+                )
+        if tree.trunk[node] != node and tree.storage[node] == node:
+            yield f"node {node} is a draft, but does not share its parent's pages"
 
 
 def _pages(tree) -> Iterator[str]:
-    """Verify that a page has an owner just if it holds tokens, and only its own."""
+    """Verify that a page has an owner just if it holds tokens, all of its subtree."""
     size = tree.num_nodes
     for page in range(tree.num_pages):
         owner, filled = tree.page_owner[page], tree.slot_node[page] != size
@@ -124,10 +132,10 @@ def _pages(tree) -> Iterator[str]:
             yield f"page {page} of node {owner} holds no token, but is not free"
         for slot in np.flatnonzero(filled):
             node = tree.slot_node[page, slot]
-            if not _is_live(tree, node) or tree.storage[node] != owner:
+            if not _is_live(tree, node) or not _is_below(tree, node, owner):
                 yield (
                     f"page {page} of node {owner} has a token of node {node} in slot "
-                    f"{slot}, which is not stored there"
+                    f"{slot}, which is not below it"
                 )
 
 
@@ -159,6 +167,12 @@ def _starts(tree) -> Iterator[str]:
                 f"node {node} starts at position {start}, but its parent {parent} ends "
                 f"at {stop}; a node must not grow once there are tokens below it"
             )
+
+
+def _is_below(tree, node: int, above: int) -> bool:
+    if not _is_live(tree, above):
+        return False
+    return bool(tree.first[above] <= tree.first[node] < tree.end[above])
 
 
 def _is_live(tree, node: int) -> bool:

@@ -16,6 +16,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from deft_jax.errors import DeftError
@@ -42,9 +43,14 @@ class Tree:
         end: [N] int32, one past the depth-first number of the subtree's last node.
         count: [N] int32, tokens in the node.
         start: [N] int32, position along the path of the node's first token.
-        storage: [N] int32, node that owns the pages with this node's tokens: itself,
-            or for a draft the nearest ancestor that is none; N for free nodes.
-        page_owner: [M] int32, node that owns the page, N for free pages.
+        trunk: [N] int32, the node itself, or for a draft the nearest ancestor that is
+            none; N for free nodes.
+        storage: [N] int32, node into whose pages this node's next tokens go: itself, or
+            what its parent has; N for free nodes. It does not say where the tokens are
+            that the node has: `slot_node` does.
+        page_owner: [M] int32, node whose page it is: nodes with this `storage` fill its
+            empty slots. N for free pages. A page may hold tokens of
+            the owner and of any nodes below it, and is in use while it holds one.
         slot_node: [M, P] int32, node of the token in the slot, N for empty slots.
         slot_position: [M, P] int32, position of that token along its path.
         slot_token: [M, P] int32, token id.
@@ -61,6 +67,7 @@ class Tree:
     end: jax.Array
     count: jax.Array
     start: jax.Array
+    trunk: jax.Array
     storage: jax.Array
     page_owner: jax.Array
     slot_node: jax.Array
@@ -100,6 +107,7 @@ class Tree:
             end=nodes(num_nodes),
             count=nodes(0),
             start=nodes(0),
+            trunk=nodes(num_nodes),
             storage=nodes(num_nodes),
             page_owner=jnp.full(num_pages, num_nodes, jnp.int32),
             slot_node=slots(num_nodes),
@@ -131,6 +139,11 @@ class Tree:
     def live(self) -> jax.Array:
         """[N] bool, true for nodes in use."""
         return self.first < self.num_nodes
+
+    @property
+    def is_draft(self) -> jax.Array:
+        """[N] bool, true for nodes to be accepted or dropped later."""
+        return self.live & (self.trunk != np.arange(self.num_nodes))
 
     @property
     def page_fill(self) -> jax.Array:

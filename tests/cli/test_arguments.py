@@ -42,7 +42,9 @@ def test_options_reach_the_sampling():
     options = parse(
         *("--max-new-tokens", "7", "--temperature", "0", "--top-k", "5"),
         *("--top-p", "0.9", "--min-p", "0.1", "--repetition-penalty", "1.2"),
+        *("--presence-penalty", "-0.5", "--frequency-penalty", "1.5"),
         *("--seed", "3", "--stop", "a", "--stop", "b"),
+        *("--stop-token-id", "7", "--stop-token-id", "0", "--logprobs", "20"),
     )
     assert _sampling(options) == Sampling(
         max_new_tokens=7,
@@ -51,8 +53,12 @@ def test_options_reach_the_sampling():
         top_p=0.9,
         min_p=0.1,
         repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=1.5,
         seed=3,
         stop=("a", "b"),
+        stop_token_ids=(7, 0),
+        logprobs=20,
     )
 
 
@@ -134,6 +140,7 @@ def test_values_of_template_arguments_are_json_or_text():
             "--special is for prompts that are already formatted",
         ),
         (["--answer-pattern", "x"], "needs --strategy self-consistency"),
+        (["--logprobs", "1"], "--logprobs needs --json"),
         (
             ["--output", "/no/such/f"],
             "--output /no/such/f: there is no folder /no/such",
@@ -188,6 +195,10 @@ def test_version_is_that_of_the_package(capsys):
         (["--top-p", "0"], "a number above 0 and up to 1, got '0'"),
         (["--min-p", "1.5"], "a number from 0 to 1, got '1.5'"),
         (["--repetition-penalty", "0"], "a number above 0, got '0'"),
+        (["--presence-penalty", "2.1"], "a number from -2 to 2, got '2.1'"),
+        (["--frequency-penalty", "nan"], "a number from -2 to 2, got 'nan'"),
+        (["--stop-token-id", "-1"], "an integer of at least 0, got '-1'"),
+        (["--logprobs", "21"], "an integer from 0 to 20, got '21'"),
         (["--answer-pattern", "("], "expected a regular expression, got '('"),
         (["--stop", ""], "expected at least 1 character"),
         (["--prompt-file", "f"], "not allowed with argument --prompt"),

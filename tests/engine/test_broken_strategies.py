@@ -30,7 +30,7 @@ GREEDY = Sampling(temperature=0.0, max_new_tokens=20, ignore_eos=True)
 class Sprawl(Example):
     """One branch per request, which declares two nodes.
 
-    Request slot 1 makes a node of every token, and slot 0 is stopped.
+    Request slot 1 makes a node of every token. A prompt of 20 tokens is stopped.
 
     Attributes:
         stop_after: steps until then.
@@ -45,11 +45,11 @@ class Sprawl(Example):
 
     def plan(self, state, view: View):
         plan = Plan.continue_all(view)
-        slot = jnp.arange(view.roots.shape[0])
+        is_short = view.tree.count.at[view.roots].get(mode="fill", fill_value=0) == 20
         return state + 1, dataclasses.replace(
             plan,
             branch=plan.branch | (view.request == 1),
-            stop=(slot == 0) & (state == self.stop_after),
+            stop=is_short & (state == self.stop_after),
         )
 
 
@@ -60,7 +60,7 @@ def sprawling_engine(pages: int) -> Engine:
     capacity = Capacity(
         requests=3, rows=4, nodes=64, pages=pages, page_size=8, chunk=32
     )
-    return Engine(tiny_model(), AsciiTokenizer(), capacity=capacity)
+    return Engine(tiny_model(), AsciiTokenizer(), capacity=capacity, prefix_cache=False)
 
 
 def tokens_of(tree) -> tuple[int, ...]:
@@ -84,15 +84,18 @@ def test_a_prompt_that_does_not_fit_waits_instead_of_losing_tokens():
     assert engine.state.tree.num_free_nodes == 64
 
 
-def test_a_pool_that_runs_out_while_it_decodes_loses_no_prompt_token():
-    """All three start at once and end when the second has taken what was left."""
+def test_a_pool_that_runs_out_while_it_decodes_ends_nothing():
+    """All three start at once; the last gives way and goes on when others have ended.
+
+    The first takes 3 pages for its prompt and 2 for its tokens, the second 1 and 20,
+    the third 13 and 3.
+    """
     engine = TightEngine(CAPACITY, pages=26, nodes=64)
     trees = engine.generate(PROMPTS, Sprawl(stop_after=12), GREEDY)
-    for prompt, tree in zip(PROMPTS, trees, strict=True):
-        tokens = tokens_of(tree)
-        assert 0 < len(tokens) < 13
-        assert tokens == decode_alone(prompt, GREEDY).tokens[: len(tokens)]
-        assert tree.best().finish_reason == "capacity" and tree.notice is not None
+    for prompt, tree, count in zip(PROMPTS, trees, (13, 20, 20), strict=True):
+        assert tokens_of(tree) == decode_alone(prompt, GREEDY).tokens[:count]
+        assert tree.notice is None
+    assert engine.state.tree.num_free_pages == 26
 
 
 def test_a_prompt_that_does_not_fit_an_empty_pool_ends_alone():

@@ -11,11 +11,12 @@ from deft_jax.capacity import Capacity
 from deft_jax.engine import device_memory
 from deft_jax.engine.device_memory import free_bytes, kv_pool_bytes, needed_bytes
 from deft_jax.engine.engine import Engine
-from deft_jax.engine.generation import Generation, make_request_table
+from deft_jax.engine.generation import Generation
 from deft_jax.engine.runner import Runner, run_decode, run_prefill
 from deft_jax.errors import CapacityError
 from deft_jax.runtime.attention_method import TreeMethod
 from deft_jax.sampling.params import Sampling
+from deft_jax.sampling.request_table import make_request_table
 from deft_jax.strategies.parallel import BestOfN, ContinueAll
 from tests.support.tiny_model import (
     CONFIG,
@@ -81,12 +82,12 @@ def test_the_estimate_holds_what_the_compiler_counts(changes):
     runner = Runner(tiny_model(), TreeMethod())
     runner.prepare(capacity, ContinueAll())
     generation = Generation(runner, AsciiTokenizer(), BestOfN(1), SHORT, [])
-    args = runner.model, runner.state
+    args, num_requests = (runner.model, runner.state), capacity.requests
     programs = [
         run_prefill.lower(*args, generation.scheduler.chunk([]), method=runner.method),
         run_decode.lower(
             *args,
-            make_request_table(SHORT, generation.scheduler.limits(), EOS),
+            make_request_table([SHORT] * num_requests, [1] * num_requests, EOS),
             jnp.zeros(capacity.nodes, bool),
             jnp.int32(1),
             planner=ContinueAll(),

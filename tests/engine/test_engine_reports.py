@@ -105,10 +105,11 @@ def test_logprobs_are_the_log_softmax_of_the_models_logits(run):
 
 
 def test_finished_branches_free_their_pages_at_once():
-    """Without stop strings: those are seen by the host, a burst later."""
-    listener = Listener(PROMPTS)
+    """Without stop strings, which the host sees, a burst later; a chunk holds three."""
+    prompts = ["x", "Hello world", "The quick brown", "12345678"]
+    listener = Listener(prompts)
     tiny_engine().generate(
-        PROMPTS,
+        prompts,
         BestOfN(4),
         Sampling(temperature=0.9, max_new_tokens=24, seed=7),
         on_token=listener.on_token,

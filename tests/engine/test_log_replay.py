@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,6 +25,18 @@ def row(source, node, text, **fields):
     return {"source": source, "node": node, "token": ord(text), **fields}
 
 
+class Burst(NamedTuple):
+    """Logged steps."""
+
+    log: Any
+    steps: int
+
+
+def play(replay, burst):
+    """Play a burst; return the events."""
+    return [told.event for told in replay.play(*burst)]
+
+
 IDLE = row(NO_NODE, NODES, "?")
 
 
@@ -38,7 +51,7 @@ def burst(*steps):
             default = defaults.get(name, 0)
             log[name].append([entry.get(name, default) for entry in rows])
     arrays = {name: np.array(values) for name, values in log.items()}
-    return {"step": len(steps), "log": SimpleNamespace(**arrays)}
+    return Burst(SimpleNamespace(**arrays), len(steps))
 
 
 def start(*stop):
@@ -60,12 +73,13 @@ def fork(*places):
 
 def test_rows_branch_grow_in_place_and_idle():
     tree, replay = start()
-    events = replay.play(
+    events = play(
+        replay,
         burst(
             fork((7, "a"), (2, "b")),
             [row(7, 7, "c"), row(2, 2, "d")],
             [IDLE, row(2, 2, "e", logprob=-0.5)],
-        )
+        ),
     )
     assert texts(tree) == {1: "ac", 2: "bde"}
     assert [(event.node, event.text) for event in events] == [
@@ -81,17 +95,18 @@ def test_rows_branch_grow_in_place_and_idle():
 def test_only_the_steps_that_ran_are_replayed():
     tree, replay = start()
     steps = burst(fork((7, "a")), [row(7, 7, "b")])
-    replay.play(steps | {"step": 1})
+    play(replay, steps._replace(steps=1))
     assert texts(tree) == {1: "a"}
 
 
 def test_the_last_token_of_a_row_is_recorded_though_it_is_not_fed():
     tree, replay = start()
-    events = replay.play(
+    events = play(
+        replay,
         burst(
             fork((7, "a"), (2, "b")),
             [row(7, NODES, "c", finish=STOP), row(2, NODES, "d", finish=LENGTH)],
-        )
+        ),
     )
     assert [event.finish_reason for event in events] == [None, None, "stop", "length"]
     assert texts(tree) == {1: "ac", 2: "bd"}
@@ -100,13 +115,14 @@ def test_the_last_token_of_a_row_is_recorded_though_it_is_not_fed():
 def test_a_device_node_stands_for_another_branch_once_it_is_used_again():
     """Row 0 branches from node 7 into nodes 2 and 7, the latter used again at once."""
     tree, replay = start()
-    replay.play(
+    play(
+        replay,
         burst(
             fork((7, "a"), (2, "b")),
             [row(7, 3, "c", branch=True), row(7, 2, "d", branch=True)],
             [row(3, 3, "e"), row(2, 7, "f", branch=True)],
             [row(3, 3, "g"), row(7, 7, "h")],
-        )
+        ),
     )
     nodes = {node.id: (node.parent, node.text) for node in tree.nodes()[1:]}
     assert nodes == {1: (0, "a"), 2: (0, "b"), 3: (1, "ceg"), 4: (1, "d"), 5: (4, "fh")}
@@ -116,8 +132,8 @@ def test_rows_of_several_trees_do_not_mix():
     tree, replay = start()
     other = HostTree(1, [3], "other", AsciiTokenizer(), ())
     replay.start(9, other)
-    replay.play(burst([*fork((7, "a")), row(9, 2, "b", branch=True)]))
-    replay.play(burst([row(7, 7, "c"), row(2, 2, "d")]))
+    play(replay, burst([*fork((7, "a")), row(9, 2, "b", branch=True)]))
+    play(replay, burst([row(7, 7, "c"), row(2, 2, "d")]))
     assert (texts(tree), texts(other)) == ({1: "ac"}, {1: "bd"})
 
 
@@ -129,7 +145,7 @@ def test_a_stop_string_has_the_device_node_cut_once():
     tree, replay = start("xy")
     assert not replay.has_dropped
     steps = [fork((7, "x"), (2, "b")), [row(7, 7, "y"), row(2, 2, "c")]]
-    replay.play(burst(*steps, [row(7, 7, "z"), row(2, 2, "d")]))
+    play(replay, burst(*steps, [row(7, 7, "z"), row(2, 2, "d")]))
     assert texts(tree) == {1: "", 2: "bcd"}
     assert tree.branches[1].finish_reason == "stop"
     assert replay.has_dropped
@@ -144,33 +160,28 @@ def test_a_node_that_was_to_be_cut_is_not_once_it_is_used_again(by):
     steps = [fork((7, "x"), (2, "b")), [row(7, 7, "y"), row(2, 2, "c")]]
     gone = [row(7, NODES, "!", finish=STOP), row(2, 2, "d")]
     if by == "prompt":
-        replay.play(burst(*steps, gone))
+        play(replay, burst(*steps, gone))
         replay.start(7, HostTree(1, [3], "other", AsciiTokenizer(), ("xy",)))
     else:
-        replay.play(burst(*steps, gone, [IDLE, row(2, 7, "e", branch=True)]))
+        play(replay, burst(*steps, gone, [IDLE, row(2, 7, "e", branch=True)]))
     assert dropped(replay) == []
 
 
 def test_nothing_grows_from_a_branch_that_a_stop_string_ended():
     """The device did not know yet; what it branched is cut with what it continued."""
     tree, replay = start("xy")
-    events = replay.play(
+    events = play(
+        replay,
         burst(
             fork((7, "x")),
             [row(7, 7, "y")],
             [row(7, 3, "a", branch=True), row(7, 5, "b", branch=True)],
             [row(3, 3, "c"), row(5, 6, "d", branch=True)],
-        )
+        ),
     )
     assert [node.id for node in tree.nodes()] == [ROOT, 1]
     assert len(events) == 2
     assert set(dropped(replay)) >= {3, 5, 6, 7}
-
-
-def test_drop_all_cuts_every_node():
-    _, replay = start()
-    replay.drop_all()
-    assert dropped(replay) == list(range(NODES))
 
 
 def draft(source, node, text):
@@ -180,8 +191,9 @@ def draft(source, node, text):
 def test_accepted_drafts_are_events_of_the_trunk_with_their_logprobs():
     """The drafts' log-probabilities are known one step after their tokens."""
     tree, replay = start()
-    told = replay.play(burst([*fork((7, "a")), draft(NODES, 2, "b")]))
-    told += replay.play(
+    told = play(replay, burst([*fork((7, "a")), draft(NODES, 2, "b")]))
+    told += play(
+        replay,
         burst(
             [
                 row(7, 7, "c", accept=2),
@@ -189,7 +201,7 @@ def test_accepted_drafts_are_events_of_the_trunk_with_their_logprobs():
                 draft(NODES, 3, "e"),
             ],
             [row(7, 7, "f", accept=7)],
-        )
+        ),
     )
     assert [(event.node, event.text, event.logprob) for event in told] == [
         (1, "a", 0),
@@ -202,37 +214,37 @@ def test_accepted_drafts_are_events_of_the_trunk_with_their_logprobs():
 
 def test_drafts_continue_rows_of_the_same_step():
     tree, replay = start()
-    replay.play(
-        burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
+    play(
+        replay, burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
     )
-    replay.play(burst([row(7, 7, "d", accept=3)]))
+    play(replay, burst([row(7, 7, "d", accept=3)]))
     assert texts(tree) == {1: "abcd"}
 
 
 def test_a_stop_string_in_drafts_cuts_the_trunk_once_they_are_accepted():
     tree, replay = start("bc")
-    replay.play(
-        burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
+    play(
+        replay, burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
     )
     assert not replay.has_dropped
-    replay.play(burst([row(7, 7, "d", accept=3)]))
+    play(replay, burst([row(7, 7, "d", accept=3)]))
     assert texts(tree) == {1: "a"}
     assert dropped(replay) == [7]
 
 
 def test_a_request_that_has_ended_is_not_continued():
     tree, replay = start()
-    replay.play(burst(fork((7, "a"))))
+    play(replay, burst(fork((7, "a"))))
     tree.close("pruned")
     replay.forget(tree)
     with pytest.raises(DeftError, match="continue 7 of 10 nodes, which holds no token"):
-        replay.play(burst([row(7, 7, "b")]))
+        play(replay, burst([row(7, 7, "b")]))
     assert texts(tree) == {1: "a"}
 
 
 def test_accepting_what_is_not_there_is_nothing():
     tree, replay = start()
-    replay.play(burst([*fork((7, "a")), draft(NODES, 2, "b")]))
-    events = replay.play(burst([row(7, 7, "c", accept=7)], [row(7, 7, "d", accept=2)]))
+    play(replay, burst([*fork((7, "a")), draft(NODES, 2, "b")]))
+    events = play(replay, burst([row(7, 7, "c", accept=7)], [row(7, 7, "d", accept=2)]))
     assert [event.text for event in events] == ["c", "d"]
-    assert replay.play(burst([row(7, 7, "e", accept=9)]))[0].text == "e"
+    assert play(replay, burst([row(7, 7, "e", accept=9)]))[0].text == "e"

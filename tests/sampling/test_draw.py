@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deft_jax.sampling.draw import sample
+from deft_jax.sampling.draw import sample, top_logprobs
 from deft_jax.sampling.params import Sampling, rows_for
 
 
@@ -13,24 +13,26 @@ def device_rows(requests, bias_capacity=4):
     return jax.tree.map(jnp.asarray, rows_for(requests, bias_capacity))
 
 
-def draw(logits, requests, key=None, position=None, seen=None):
+def draw(logits, requests, key=None, position=None, seen=None, counts=None):
     """Sample one token per row; keys and positions count up from 0 by default."""
     num_rows = len(logits)
     key = np.arange(num_rows) if key is None else key
     position = np.zeros(num_rows) if position is None else position
     seen = np.zeros(np.shape(logits), bool) if seen is None else seen
+    counts = np.zeros(np.shape(logits)) if counts is None else counts
     return _jitted(
         jnp.asarray(logits, jnp.float32),
         device_rows(requests),
         jnp.asarray(key, jnp.uint32),
         jnp.asarray(position, jnp.int32),
         jnp.asarray(seen),
+        jnp.asarray(counts, jnp.int32),
     )
 
 
 @jax.jit
-def _jitted(logits, rows, key, position, seen):
-    return sample(logits, rows, key, position, lambda: seen)
+def _jitted(logits, rows, key, position, seen, counts):
+    return sample(logits, rows, key, position, lambda: seen, lambda: counts)
 
 
 def gaussian(num_rows, vocab_size, scale=3.0):
@@ -45,28 +47,35 @@ MIXED = [
     Sampling(top_p=0.7, temperature=1.7),
     Sampling(top_p=0.999, min_p=0.001),
     Sampling(logit_bias={5: 3.0, 699: -100.0}),
-    Sampling(repetition_penalty=1.3, temperature=3.0),
+    Sampling(repetition_penalty=1.3, temperature=3.0, presence_penalty=-0.5),
+    Sampling(frequency_penalty=0.7, presence_penalty=1.5, seed=6),
+    Sampling(temperature=0.0, frequency_penalty=2.0),
+    Sampling(temperature=0.0, logprobs=3, stop_token_ids=(7,)),
     None,
 ]
 
 
 def test_a_row_does_not_depend_on_the_others():
-    order = np.random.default_rng(1).permutation(16)
-    logits, requests = gaussian(16, 700), MIXED * 2
-    seen = logits > 2
-    key, position = np.arange(16) * 7, np.arange(16) + 100
-    together = draw(logits, requests, key, position, seen)
+    requests = MIXED * 2
+    num_rows = len(requests)
+    order = np.random.default_rng(1).permutation(num_rows)
+    logits = gaussian(num_rows, 700)
+    seen, counts = logits > 2, np.maximum(logits - 3, 0).astype(int)
+    key, position = np.arange(num_rows) * 7, np.arange(num_rows) + 100
+    together = draw(logits, requests, key, position, seen, counts)
     permuted = draw(
         logits[order],
         [requests[row] for row in order],
         key[order],
         position[order],
         seen[order],
+        counts[order],
     )
     np.testing.assert_array_equal(together.token[order], permuted.token)
-    for row in range(16):
+    for row in range(num_rows):
         one = slice(row, row + 1)
-        alone = draw(logits[one], requests[one], key[one], position[one], seen[one])
+        rows = (x[one] for x in (logits, requests, key, position, seen, counts))
+        alone = draw(*rows)
         assert alone.token[0] == together.token[row]
 
 
@@ -125,19 +134,108 @@ def test_repetition_penalty_weakens_seen_tokens():
 def test_seen_tokens_are_computed_only_when_needed():
     calls = []
 
-    def seen():
-        jax.debug.callback(lambda: calls.append(1))
-        return jnp.zeros((1, 5), bool)
+    def note(kind):
+        jax.debug.callback(lambda: calls.append(kind))
+        return jnp.zeros((1, 5), bool if kind == "seen" else jnp.int32)
 
     @jax.jit
     def run(rows):
         zero = jnp.zeros(1, jnp.int32)
-        return sample(jnp.zeros((1, 5)), rows, zero.astype(jnp.uint32), zero, seen)
+        return sample(
+            jnp.zeros((1, 5)),
+            rows,
+            zero.astype(jnp.uint32),
+            zero,
+            lambda: note("seen"),
+            lambda: note("counts"),
+        )
 
-    for penalty, expected in [(1.0, 0), (2.0, 1)]:
-        jax.block_until_ready(run(device_rows([Sampling(repetition_penalty=penalty)])))
+    for settings, expected in [
+        ({}, []),
+        ({"repetition_penalty": 2.0}, ["seen"]),
+        ({"presence_penalty": 1.0}, ["counts"]),
+        ({"frequency_penalty": -1.0}, ["counts"]),
+        ({"frequency_penalty": 1.0, "repetition_penalty": 2.0}, ["counts", "seen"]),
+    ]:
+        jax.block_until_ready(run(device_rows([Sampling(**settings)])))
         jax.effects_barrier()
-        assert len(calls) == expected
+        assert sorted(calls) == expected
+        calls.clear()
+
+
+def adjusted(logits, request, seen, counts):
+    """Return [V] float64: logits after bias and penalties, as OpenAI defines them."""
+    logits = logits.astype(np.float64)
+    for token, value in request.logit_bias.items():
+        logits[token] += value
+    penalty = request.repetition_penalty
+    weak = np.where(logits > 0, logits / penalty, logits * penalty)
+    logits = np.where(seen, weak, logits)
+    once = request.presence_penalty * (counts > 0)
+    return logits - request.frequency_penalty * counts - once
+
+
+def test_penalties_are_those_of_an_oracle():
+    """Greedy rows take its largest logit; random ones the distribution it gives."""
+    rng = np.random.default_rng(3)
+    num_rows, vocab_size = 240, 300
+    logits = rng.normal(scale=2.0, size=(num_rows, vocab_size)).astype(np.float32)
+    counts = rng.integers(0, 5, logits.shape) * (rng.random(logits.shape) < 0.5)
+    seen = (counts > 0) | (rng.random(logits.shape) < 0.2)
+    requests = [
+        Sampling(
+            temperature=0.0,
+            presence_penalty=rng.choice([0.0, *rng.uniform(-2, 2, 3)]),
+            frequency_penalty=rng.choice([0.0, *rng.uniform(-2, 2, 3)]),
+            repetition_penalty=rng.choice([1.0, 1.4]),
+            logit_bias={int(rng.integers(vocab_size)): 2.0},
+        )
+        for _ in range(num_rows)
+    ]
+    tokens = np.asarray(draw(logits, requests, seen=seen, counts=counts).token)
+    rows = zip(logits, requests, seen, counts, strict=True)
+    exact = np.array([adjusted(*row) for row in rows])
+    chosen = exact[np.arange(num_rows), tokens]
+    np.testing.assert_allclose(chosen, exact.max(axis=1), atol=1e-5)
+    assert np.mean(tokens == logits.argmax(axis=1)) < 0.7
+
+
+def test_draws_under_penalties_have_the_oracles_distribution():
+    """Of 20000 draws each frequency is within five standard errors."""
+    rng, num_draws = np.random.default_rng(4), 20000
+    logits = rng.normal(size=12).astype(np.float32)
+    counts, seen = rng.integers(0, 4, 12), np.zeros(12, bool)
+    request = Sampling(temperature=0.8, frequency_penalty=0.6, presence_penalty=-1.1)
+    tiled = (np.tile(x, (num_draws, 1)) for x in (logits, seen, counts))
+    rows, seen_rows, count_rows = tiled
+    sampled = draw(rows, [request] * num_draws, seen=seen_rows, counts=count_rows)
+    exact = np.exp(adjusted(logits, request, seen, counts) / request.temperature)
+    exact /= exact.sum()
+    found = np.bincount(np.asarray(sampled.token), minlength=12) / num_draws
+    error = np.sqrt(exact * (1 - exact) / num_draws)
+    assert np.all(np.abs(found - exact) < 5 * error)
+
+
+def test_top_logprobs_are_those_of_an_oracle():
+    logits = gaussian(8, 700)
+    logits[5, ::2] = -np.inf
+    logits[6, [3, 650]] = 30.0
+    token, logprob = top_logprobs(jnp.asarray(logits), 20)
+    exact = logits.astype(np.float64)
+    exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :20]
+    np.testing.assert_array_equal(token, order)
+    expected = np.take_along_axis(exact, order, axis=1)
+    np.testing.assert_allclose(logprob, expected, rtol=1e-5)
+
+
+def test_top_logprobs_are_to_the_bit_those_of_the_tokens_taken():
+    logits = gaussian(16, 700)
+    sampled = draw(logits, [Sampling(top_k=20, seed=2)] * 16)
+    token, logprob = jax.jit(top_logprobs, static_argnums=1)(jnp.asarray(logits), 20)
+    is_taken = np.asarray(token) == np.asarray(sampled.token)[:, None]
+    np.testing.assert_array_equal(is_taken.sum(axis=1), 1)
+    np.testing.assert_array_equal(np.asarray(logprob)[is_taken], sampled.logprob)
 
 
 def test_bias_bans_and_forces_tokens():
@@ -158,7 +256,14 @@ def test_one_trace_serves_all_settings():
         traces.append(1)
         zero = jnp.zeros(len(MIXED), jnp.int32)
         logits = jnp.zeros((len(MIXED), 300))
-        return sample(logits, rows, zero.astype(jnp.uint32), zero, lambda: logits > 0)
+        return sample(
+            logits,
+            rows,
+            zero.astype(jnp.uint32),
+            zero,
+            lambda: logits > 0,
+            lambda: jnp.zeros(logits.shape, jnp.int32),
+        )
 
     for requests in ([None] * len(MIXED), MIXED, MIXED[::-1]):
         run(device_rows(requests))
@@ -175,6 +280,8 @@ extreme_requests = st.builds(
     top_p=st.sampled_from([1e-37, 0.5, 0.99999994, 1.0]),
     min_p=st.sampled_from([0.0, 0.5, 1.0]),
     repetition_penalty=st.sampled_from([1e-37, 1.0, 1e38]),
+    frequency_penalty=st.sampled_from([-2.0, 0.0, 2.0]),
+    presence_penalty=st.sampled_from([-2.0, 0.0, 2.0]),
 )
 
 
@@ -186,7 +293,9 @@ extreme_requests = st.builds(
 def test_extreme_logits_never_pick_a_masked_token(values, requests, position):
     logits = np.full((3, 270), -np.inf, np.float32)
     logits[:, [0, 1, 100, 255, 256, 269]] = values
-    tokens = np.asarray(draw(logits, requests, position=[position] * 3).token)
+    counts = np.tile(np.arange(270) % 3, (3, 1))
+    sampled = draw(logits, requests, position=[position] * 3, counts=counts)
+    tokens = np.asarray(sampled.token)
     chosen = logits[np.arange(3), tokens]
     possible = np.any(logits > -np.inf)
     assert np.all(chosen > -np.inf) if possible else np.all(tokens == 0)

@@ -90,11 +90,12 @@ def test_frequencies_follow_the_distribution(vocab_size, num_draws, sampling):
 def draws_of_one_row(logits, sampling, num_draws):
     table = jax.tree.map(jnp.asarray, rows_for([sampling], 0))
     copies = jnp.broadcast_to(jnp.float32(logits), (num_draws, logits.size))
-    sampled = jax.jit(sample, static_argnames="seen")(
+    sampled = jax.jit(sample, static_argnames=("seen", "counts"))(
         copies,
         table.take(jnp.zeros(num_draws, jnp.int32)),
         key=jnp.full(num_draws, 3, jnp.uint32),
         position=jnp.arange(num_draws, dtype=jnp.int32),
         seen=lambda: copies > 0,
+        counts=lambda: jnp.zeros(copies.shape, jnp.int32),
     )
     return np.asarray(sampled.token)

@@ -14,6 +14,8 @@ DTYPES = {
     "top_p": np.float32,
     "min_p": np.float32,
     "repetition_penalty": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
     "bias_token": np.int32,
     "bias_value": np.float32,
     "seed": np.uint32,
@@ -57,6 +59,16 @@ DTYPES = {
         ("temperature", np.array([0.5]), "number"),
         ("temperature", np.float32("nan"), "at least 0"),
         ("temperature", 1j, "number"),
+        ("presence_penalty", 2.01, "from -2 to 2"),
+        ("presence_penalty", float("nan"), "from -2 to 2"),
+        ("frequency_penalty", -2.01, "from -2 to 2"),
+        ("frequency_penalty", "1", "number"),
+        ("stop_token_ids", -1, "from 0"),
+        ("stop_token_ids", (3, 2.0), "integer"),
+        ("stop_token_ids", "ab", "integer"),
+        ("stop_token_ids", (True,), "integer"),
+        ("logprobs", 21, "from 0 to 20"),
+        ("logprobs", True, "integer"),
         ("ignore_eos", "no", "True or False"),
         ("ignore_eos", 1, "True or False"),
     ],
@@ -71,6 +83,7 @@ def test_bad_value_is_refused_in_one_line(name, value, limit):
 def test_limits_themselves_are_accepted():
     Sampling(max_new_tokens=1, temperature=0, top_p=1, min_p=1, seed=2**32 - 1)
     Sampling(temperature=float("1e-45"), top_p=1e-30, repetition_penalty=1e-37)
+    Sampling(presence_penalty=-2, frequency_penalty=2, logprobs=20, stop_token_ids=0)
 
 
 @pytest.mark.parametrize("integer", [np.int64, np.uint32, np.array, jnp.int32])
@@ -83,6 +96,10 @@ def test_scalars_of_numpy_and_jax_become_pythons_own(integer, number):
         "top_p": number(0.5),
         "min_p": integer(0),
         "repetition_penalty": number(2.0),
+        "presence_penalty": number(-0.5),
+        "frequency_penalty": integer(1),
+        "stop_token_ids": [integer(6), np.int16(8)],
+        "logprobs": integer(4),
         "logit_bias": {np.int64(5): number(-1.5)},
         "seed": integer(9),
         "ignore_eos": np.bool_(True),
@@ -93,6 +110,10 @@ def test_scalars_of_numpy_and_jax_become_pythons_own(integer, number):
         top_k=3,
         top_p=0.5,
         repetition_penalty=2.0,
+        presence_penalty=-0.5,
+        frequency_penalty=1,
+        stop_token_ids=(6, 8),
+        logprobs=4,
         logit_bias={5: -1.5},
         seed=9,
         ignore_eos=True,
@@ -118,6 +139,15 @@ def _with_stop(stop: Any) -> tuple[str, ...]:
     return Sampling(stop=stop).stop
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, ()), (7, (7,)), ([3, 4], (3, 4)), (np.array([5, 6]), (5, 6)), ((), ())],
+)
+def test_stop_tokens_are_one_several_or_none(given, expected):
+    ends = Sampling(stop_token_ids=given).stop_token_ids
+    assert ends == expected and {type(token) for token in ends} <= {int}
+
+
 def test_later_changes_of_the_callers_bias_do_not_show():
     bias = {1: 2.0}
     sampling = Sampling(logit_bias=bias)
@@ -131,6 +161,15 @@ def test_bias_is_checked_against_the_vocabulary():
     sampling.check(100)
     with pytest.raises(DeftError, match="from 0 to 98, got 99"):
         sampling.check(99)
+
+
+def test_stop_tokens_and_logprobs_are_checked_against_the_vocabulary():
+    sampling = Sampling(stop_token_ids=(0, 99), logprobs=5)
+    sampling.check(100)
+    with pytest.raises(DeftError, match=r"stop_token_ids must be .* to 98, got 99"):
+        sampling.check(99)
+    with pytest.raises(DeftError, match="logprobs must be from 0 to 4, got 5"):
+        Sampling(logprobs=5).check(4)
 
 
 def test_rows_hold_the_requests_in_order():

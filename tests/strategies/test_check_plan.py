@@ -78,8 +78,7 @@ def view(nodes) -> View:
         table=RequestTable(
             sampling=jax.tree.map(jnp.asarray, rows),
             max_new_tokens=jnp.array([5, 9, 1], jnp.int32),
-            ignore_eos=jnp.zeros(3, bool),
-            eos=jnp.array([1], jnp.int32),
+            eos=jnp.ones((3, 1), jnp.int32),
         ),
         node=jnp.array(node, jnp.int32),
         request=jnp.array([0, 0, 0, 0, 1], jnp.int32),

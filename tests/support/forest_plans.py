@@ -36,7 +36,8 @@ class Plan:
         roots: chance that a node is a root.
         reach: a parent is one of so many nodes made last; 1 gives a chain.
         tokens: token counts that nodes choose from.
-        drafts: chance that a node keeps its tokens in the pages of its trunk.
+        drafts: chance that a node is a draft, which shares its parent's pages.
+        shares: chance that any other node does.
         queries: most query tokens of a node.
         inner: true if nodes with children have query tokens too.
         pruned: chance that a node is pruned after its query tokens were appended.
@@ -50,6 +51,7 @@ class Plan:
     reach: int = 1
     tokens: tuple[int, ...] = (1,)
     drafts: float = 0.0
+    shares: float = 0.0
     queries: int = 1
     inner: bool = False
     pruned: float = 0.0
@@ -63,6 +65,7 @@ class Sketch:
 
     Attributes:
         parents: age of the parent, NO_NODE for roots.
+        trunks: age of the node, or of a draft's nearest ancestor that is none.
         owners: age of the node whose pages hold the node's tokens.
         tokens: (page, slot) of each of the node's tokens.
         starts: position along the path of the node's first token.
@@ -71,6 +74,7 @@ class Sketch:
     """
 
     parents: list[int]
+    trunks: list[int]
     owners: list[int]
     tokens: list[list[tuple[int, int]]]
     starts: list[int]
@@ -91,6 +95,7 @@ def plans(draw: st.DrawFn, limits: Limits) -> Plan:
         reach=draw(st.sampled_from([1, 8, limits.nodes])),
         tokens=draw(st.sampled_from(tokens)),
         drafts=draw(st.sampled_from([0.0, 0.5, 0.9])),
+        shares=draw(st.sampled_from([0.0, 0.5, 0.9])),
         queries=draw(st.sampled_from([1, 3, 128])),
         inner=draw(st.booleans()),
         pruned=draw(st.sampled_from([0.0, 0.02, 0.2])),
@@ -102,10 +107,11 @@ def plans(draw: st.DrawFn, limits: Limits) -> Plan:
 def sketch(plan: Plan, rng: np.random.Generator) -> Sketch:
     """Make the plan's random choices."""
     parents = _choose_parents(plan, rng)
-    owners = _choose_owners(plan, parents, rng)
+    trunks, owners = _choose_owners(plan, parents, rng)
     tokens = _place_tokens(plan, owners, rng)
     return Sketch(
         parents=parents,
+        trunks=trunks,
         owners=owners,
         tokens=tokens,
         starts=_start_positions(parents, tokens),
@@ -123,11 +129,13 @@ def _choose_parents(plan, rng):
 
 
 def _choose_owners(plan, parents, rng):
-    owners = []
+    trunks, owners = [], []
     for age, parent in enumerate(parents):
         is_draft = parent != NO_NODE and rng.random() < plan.drafts
-        owners.append(owners[parent] if is_draft else age)
-    return owners
+        shares = is_draft or (parent != NO_NODE and rng.random() < plan.shares)
+        trunks.append(trunks[parent] if is_draft else age)
+        owners.append(owners[parent] if shares else age)
+    return trunks, owners
 
 
 def _place_tokens(plan, owners, rng):

@@ -97,6 +97,7 @@ def _fill_nodes(arrays, made, names):
         arrays["parent"][name] = NO_NODE if parent == NO_NODE else names[parent]
         arrays["count"][name] = len(made.tokens[age])
         arrays["start"][name] = made.starts[age]
+        arrays["trunk"][name] = names[made.trunks[age]]
         arrays["storage"][name] = names[made.owners[age]]
 
 

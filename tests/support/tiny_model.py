@@ -72,9 +72,7 @@ def tiny_model() -> Llama:
 @functools.cache
 def tiny_engine() -> Engine:
     """Return one engine for all tests: each must leave it as it found it."""
-    return Engine(
-        tiny_model(), AsciiTokenizer(), capacity=CAPACITY, prefix_cache=False
-    )
+    return Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY, prefix_cache=False)
 
 
 class LoneSequence(NamedTuple):
@@ -100,14 +98,18 @@ def decode_alone(prompt: str, sampling: Sampling, branch: int = 0) -> LoneSequen
             jnp.int32(end),
             jax.tree.map(jnp.asarray, rows_for([sampling], BIASES)),
             child_key(jnp.uint32(ROOT_KEY), jnp.int32(branch)),
-            jnp.asarray((-1,) * len(EOS) if sampling.ignore_eos else EOS),
+            jnp.asarray(_ends(sampling) or (-1,)),
         )
     )
     generated = tuple(tokens[len(prompt) : length].tolist())
-    ends = not sampling.ignore_eos and generated[-1] in EOS
-    reason = "stop" if ends else "length"
+    reason = "stop" if generated[-1] in _ends(sampling) else "length"
     logprobs = logprobs[len(prompt) : length].tolist()
     return _until_stop(generated, logprobs, reason, sampling.stop)
+
+
+def _ends(sampling: Sampling) -> tuple[int, ...]:
+    """Return the tokens that end a branch."""
+    return (*(() if sampling.ignore_eos else EOS), *sampling.stop_token_ids)
 
 
 def _until_stop(tokens, logprobs, reason, stops) -> LoneSequence:
@@ -133,8 +135,15 @@ def _decode(model, tokens, prompt_length, end, rows, key, eos):
         seen = jnp.zeros(CONFIG.vocab_size, bool).at[written].set(True, mode="drop")
         logits = dense_logits(model, tokens)[length - 1]
         position = length - prompt_length
+        behind = jnp.where(places >= prompt_length, written, CONFIG.vocab_size)
+        counts = jnp.zeros(CONFIG.vocab_size, jnp.int32).at[behind].add(1, mode="drop")
         chosen = sample(
-            logits[None], rows, key[None], position[None], lambda: seen[None]
+            logits[None],
+            rows,
+            key[None],
+            position[None],
+            lambda: seen[None],
+            lambda: counts[None],
         )
         token = chosen.token[0]
         return (

@@ -16,11 +16,13 @@ def check(tree: Tree, model: OracleTree) -> None:
         parent = NO_NODE if expected.parent is None else expected.parent
         assert tree.parent[node] == parent
         assert tree.start[node] == model.start(node)
-        assert tree.storage[node] == model.trunk(node)
+        assert tree.trunk[node] == model.trunk(node)
+        assert tree.storage[node] == expected.storage
     _check_tokens(tree, model)
-    owners = model.page_owners()
-    owner = [owners.get(page, tree.num_nodes) for page in range(tree.num_pages)]
+    free = tree.num_nodes
+    owner = [model.owners.get(page, free) for page in range(tree.num_pages)]
     np.testing.assert_array_equal(tree.page_owner, owner)
+    assert tree.num_free_pages + len(model.owners) == tree.num_pages
 
 
 def assert_same(actual: Tree, expected: Tree) -> None:

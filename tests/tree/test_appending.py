@@ -5,7 +5,7 @@ import pytest
 from jax import lax
 
 from deft_jax.tree import branching, pruning
-from deft_jax.tree.appending import append
+from deft_jax.tree.appending import append, append_at_starts
 from deft_jax.tree.state import NO_NODE, OUT_OF_PAGES, Tree, replace
 from tests.support.tree_invariants import assert_same
 
@@ -212,3 +212,19 @@ def test_append_runs_inside_a_loop():
         tree, _ = jitted(tree, ints([a, b, a]), ints([1, 2, 3]))
     assert_same(looped, tree)
     assert tree.num_free_pages == PAGES - 3
+
+
+def test_tokens_of_one_storage_may_lie_in_depth_first_order():
+    """Rows 0 to 4 are of B, A, B, C and A, whose order in the forest is A B C."""
+    tree, [root] = roots(1)
+    rows, shares = ints([root] * 3), jnp.ones(3, bool)
+    tree, nodes = branch(tree, rows, shares, jnp.zeros(3, bool), shares)
+    a, b, c = nodes.tolist()
+    node = ints([b, a, b, c, a, NODES])
+    tree, slots = append_at_starts(tree, node, jnp.arange(6), depth_first=True)
+    tree.check()
+    place = [page * 4 + slot for page, slot in zip(slots.page, slots.slot, strict=True)]
+    in_order = [int(place[row]) for row in (1, 4, 0, 2)]
+    assert in_order == [int(min(place[:3])) + each for each in range(4)]
+    assert int(slots.slot[3]) == 0
+    assert slots.position.tolist() == [0, 0, 1, 0, 1, 0]

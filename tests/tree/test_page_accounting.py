@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from deft_jax.tree import branching, pruning
+from deft_jax.tree import branching, ownership, pruning, relabel
 from deft_jax.tree.appending import append
 from deft_jax.tree.state import (
     NO_NODE,
@@ -30,7 +30,7 @@ from tests.support.tree_invariants import assert_same, check
 
 # Nodes, pages, tokens per page. Small, so that both run out.
 CAPACITIES = [(20, 20, 1), (24, 9, 4), (16, 5, 16)]
-BRANCH_ROWS, APPEND_ROWS, TIPS, PRUNED = 5, 24, 3, 3
+BRANCH_ROWS, APPEND_ROWS, TIPS, PRUNED, ROOTS, CUTS = 5, 24, 3, 3, 3, 4
 
 traces: Counter = Counter()
 
@@ -65,6 +65,15 @@ grow = compiled(append)
 prune = compiled(pruning.prune)
 accept = compiled(pruning.accept)
 accept_and_prune = compiled(pruning.accept_and_prune)
+split = compiled(relabel.split)
+collapse = compiled(relabel.collapse)
+owned = compiled(ownership.owned)
+
+
+@compiled
+def end(tree, doomed, keep, resting, roots):
+    """Prune as the end of requests does."""
+    return pruning.prune(tree, doomed, keep, resting=resting, roots=roots)
 
 
 class ForestMachine(RuleBasedStateMachine):
@@ -79,7 +88,7 @@ class ForestMachine(RuleBasedStateMachine):
         self.tree = Tree.create(*capacity)
         self.model = OracleTree()
         self.token = count(1)
-        roots = self._branch([(NO_NODE, True, False)] * len(prompts))
+        roots = self._branch([(NO_NODE, True, False, False)] * len(prompts))
         lengths = zip(roots, prompts, strict=True)
         self._append([root for root, length in lengths for _ in range(length)])
 
@@ -101,34 +110,35 @@ class ForestMachine(RuleBasedStateMachine):
 
     def has_free_pages(self):
         """Return whether one is free; an append may want more."""
-        return len(self.model.page_owners()) < self.tree.num_pages
+        return len(self.model.owners) < self.tree.num_pages
 
     @precondition(has_free_nodes)
     @rule(data=st.data())
     def branch(self, data):
         """Branches from several nodes at once; some rows take no part."""
         parent = any_of([NO_NODE, *self.model.nodes])
-        row = st.tuples(parent, st.just(True), st.booleans())
+        kind = st.booleans(), st.booleans()
+        row = st.tuples(parent, st.just(True), *kind)
         anything = st.integers(NO_NODE - 2, self.tree.num_nodes + 2)
-        idle = st.tuples(anything, st.just(False), st.booleans())
-        idle |= st.tuples(any_of(self._idle()[1:]), st.just(True), st.booleans())
+        idle = st.tuples(anything, st.just(False), *kind)
+        idle |= st.tuples(any_of(self._idle()[1:]), st.just(True), *kind)
         rows = st.lists(row | row | idle, min_size=1, max_size=BRANCH_ROWS)
-        self._branch(data.draw(rows, label="parent, mask, draft"))
+        self._branch(data.draw(rows, label="parent, mask, draft, shares"))
 
     def _branch(self, rows):
-        """Add a child for each (parent, mask, draft); return the new nodes."""
-        rows = rows + [(0, False, False)] * (BRANCH_ROWS - len(rows))
-        parent, mask, draft = (np.array(column) for column in zip(*rows, strict=True))
+        """Add a child for each (parent, mask, draft, shares); return the new nodes."""
+        rows = rows + [(0, False, False, False)] * (BRANCH_ROWS - len(rows))
+        parent, mask, *kind = (np.array(column) for column in zip(*rows, strict=True))
         before = self.tree
-        self.tree, nodes = branch(before, parent.astype(np.int32), mask, draft)
+        self.tree, nodes = branch(before, parent.astype(np.int32), mask, *kind)
         nodes = nodes.tolist()
         mask &= [above == NO_NODE or above in self.model.nodes for above in parent]
         if mask.sum() > before.num_nodes - len(self.model.nodes):
             assert nodes == [before.num_nodes] * BRANCH_ROWS
             return self._refused(before, OUT_OF_NODES)
-        for node, valid, (above, _, is_draft) in zip(nodes, mask, rows, strict=True):
+        for node, valid, (above, _, *kind) in zip(nodes, mask, rows, strict=True):
             if valid:
-                self.model.branch(node, None if above < 0 else above, is_draft)
+                self.model.branch(node, None if above < 0 else above, *kind)
             else:
                 assert node == before.num_nodes
         return [node for node in nodes if node < before.num_nodes]
@@ -190,7 +200,7 @@ class ForestMachine(RuleBasedStateMachine):
         self.tree, slots = grow(before, *np.array([rows, tokens], np.int32))
         live = [node for node in rows if node in self.model.nodes]
         needed = self.model.pages_needed(live, before.page_size)
-        short = needed > before.num_pages - len(self.model.page_owners())
+        short = needed > before.num_pages - len(self.model.owners)
         bits = OUT_OF_PAGES if short else 0
         bits |= 0 if self.model.may_append(live) else OUT_OF_ORDER
         if bits:
@@ -222,7 +232,7 @@ class ForestMachine(RuleBasedStateMachine):
         level = [data.draw(any_of(self._childless()), label="trunk")]
         for width in widths:
             parents = st.lists(any_of(level), min_size=width, max_size=width)
-            level = self._branch([(x, True, True) for x in data.draw(parents)])
+            level = self._branch([(x, True, True, False) for x in data.draw(parents)])
             if not level or not self._append(level):
                 break
 
@@ -238,9 +248,10 @@ class ForestMachine(RuleBasedStateMachine):
         doomed, keep = [], []
         if data.draw(st.booleans(), label="prune, too"):
             doomed, keep = self._draw_doomed(data)
-            marks = self._marks(doomed, keep)
-            both = prune(accept(self.tree, tip), *marks)
-            self.tree = accept_and_prune(self.tree, tip, *marks)
+            marked, kept = self._marks(doomed, keep)
+            both = prune(accept(self.tree, tip), marked, kept)
+            staying = pruning.Staying(kept)
+            self.tree = accept_and_prune(self.tree, tip, marked, staying)
             assert_same(self.tree, both)
         else:
             self.tree = accept(self.tree, tip)
@@ -256,6 +267,78 @@ class ForestMachine(RuleBasedStateMachine):
         self.tree = prune(self.tree, *self._marks(doomed, keep))
         self.model.prune(doomed, keep)
 
+    @precondition(has_grown)
+    @rule(data=st.data())
+    def end_requests(self, data):
+        """End requests that began at any nodes; some nodes outlive them.
+
+        What is nobody's is pruned, too, unless something below is in use.
+        """
+        nodes = st.lists(any_of(self.model.nodes), max_size=ROOTS, unique=True)
+        roots = data.draw(nodes, label="roots")
+        ended = data.draw(nodes, label="ended")
+        resting = data.draw(nodes, label="resting")
+        keep = data.draw(nodes, label="keep")
+        owner = owned(self.tree, self._slots(roots)).tolist()
+        for node in range(self.tree.num_nodes):
+            live = node in self.model.nodes
+            root = self.model.owner(node, roots) if live else None
+            assert owner[node] == (ROOTS if root is None else roots.index(root))
+        marks = self._marks(ended, keep, resting)
+        self.tree = end(self.tree, *marks, self._slots(roots))
+        self.model.prune(ended, keep, resting, roots)
+
+    def _slots(self, roots):
+        idle = [self.tree.num_nodes] * (ROOTS - len(roots))
+        return np.array([*roots, *idle], np.int32)
+
+    @precondition(is_not_empty)
+    @rule(data=st.data())
+    def split(self, data):
+        """Split nodes in several places; some rows take no part."""
+        place = st.integers(-1, 2 * self.tree.page_size + 1)
+        node = any_of(self.model.nodes) | any_of(self._idle())
+        rows = st.lists(st.tuples(node, place), min_size=1, max_size=CUTS)
+        rows = data.draw(rows, label="node, at")
+        before, size = self.tree, self.tree.num_nodes
+        whole = {x: len(node.tokens) for x, node in self.model.nodes.items()}
+        places = {(x, at) for x, at in rows if 0 < at < whole.get(x, 0)}
+        columns = np.array(rows + [(size, 0)] * (CUTS - len(rows)), np.int32).T
+        self.tree, found, relabelling = split(before, *columns)
+        ends = dict(zip(rows, found.tolist(), strict=False))
+        for (x, at), node in ends.items():
+            if x in whole and at == whole[x]:
+                assert node == x
+            elif (x, at) not in places:
+                assert node == size
+        if len(places) > size - len(self.model.nodes):
+            assert {ends[place] for place in places} == {size}
+            self._refused(before, OUT_OF_NODES)
+            return
+        moved = dict.fromkeys(whole, 0)
+        origin = list(range(size))
+        for x, at in sorted(places):
+            self.model.split(x, at - moved[x], ends[x, at])
+            moved[x], origin[ends[x, at]] = at, x
+        assert relabelling.origin.tolist() == origin
+        assert relabelling.heir.tolist() == list(range(size))
+
+    @precondition(has_grown)
+    @rule(data=st.data())
+    def collapse(self, data):
+        """Join any nodes to their parents, where they are the only child."""
+        nodes = st.sets(any_of(self.model.nodes)) | st.just({*self.model.nodes})
+        mask = data.draw(nodes, label="mask")
+        [marks] = self._marks(mask)
+        self.tree, relabelling = collapse(self.tree, marks)
+        heirs = self.model.collapse(mask)
+        heir = list(range(self.tree.num_nodes))
+        for node in heirs:
+            while heir[node] in heirs:
+                heir[node] = heirs[heir[node]]
+        assert relabelling.heir.tolist() == heir
+        assert relabelling.origin.tolist() == list(range(self.tree.num_nodes))
+
     def _draw_doomed(self, data):
         """Nodes to drop, and nodes to keep."""
         doomed = data.draw(up_to(PRUNED, self.model.nodes), label="doomed")
@@ -264,7 +347,8 @@ class ForestMachine(RuleBasedStateMachine):
 
     def _marks(self, *nodes):
         """Return [N] bool for each list of nodes."""
-        return [np.isin(np.arange(self.tree.num_nodes), each) for each in nodes]
+        every = np.arange(self.tree.num_nodes)
+        return [np.isin(every, list(each)) for each in nodes]
 
     @invariant()
     def is_as_the_model(self):

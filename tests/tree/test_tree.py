@@ -104,7 +104,7 @@ def test_rows_that_take_no_part_may_hold_anything():
     actual, nodes = jitted_branch(tree, parent, mask, jnp.ones(4, bool))
     assert nodes.tolist() == [NODES, child, NODES, NODES]
     storage = expected.storage.at[child].set(a)
-    assert_same(actual, replace(expected, storage=storage))
+    assert_same(actual, replace(expected, storage=storage, trunk=storage))
 
 
 def test_a_branch_that_does_not_fit_changes_only_the_overflow():
@@ -134,6 +134,8 @@ def test_a_draft_is_stored_with_its_nearest_ancestor_that_is_none():
     tree, [own] = branch(tree, [grandchild])
     nodes = [root, child, grandchild, own]
     assert [int(tree.storage[x]) for x in nodes] == [root, root, root, own]
+    assert [int(tree.trunk[x]) for x in nodes] == [root, root, root, own]
+    assert tree.is_draft.tolist() == mask_of(child, grandchild).tolist()
 
 
 def test_prune_frees_a_subtree_and_keeps_the_rest():
