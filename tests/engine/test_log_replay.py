@@ -79,7 +79,7 @@ def test_rows_branch_grow_in_place_and_idle():
             fork((7, "a"), (2, "b")),
             [row(7, 7, "c"), row(2, 2, "d")],
             [IDLE, row(2, 2, "e", logprob=-0.5)],
-        ),
+        )
     )
     assert texts(tree) == {1: "ac", 2: "bde"}
     assert [(event.node, event.text) for event in events] == [
@@ -106,7 +106,7 @@ def test_the_last_token_of_a_row_is_recorded_though_it_is_not_fed():
         burst(
             fork((7, "a"), (2, "b")),
             [row(7, NODES, "c", finish=STOP), row(2, NODES, "d", finish=LENGTH)],
-        ),
+        )
     )
     assert [event.finish_reason for event in events] == [None, None, "stop", "length"]
     assert texts(tree) == {1: "ac", 2: "bd"}
@@ -122,7 +122,7 @@ def test_a_device_node_stands_for_another_branch_once_it_is_used_again():
             [row(7, 3, "c", branch=True), row(7, 2, "d", branch=True)],
             [row(3, 3, "e"), row(2, 7, "f", branch=True)],
             [row(3, 3, "g"), row(7, 7, "h")],
-        ),
+        )
     )
     nodes = {node.id: (node.parent, node.text) for node in tree.nodes()[1:]}
     assert nodes == {1: (0, "a"), 2: (0, "b"), 3: (1, "ceg"), 4: (1, "d"), 5: (4, "fh")}
@@ -177,7 +177,7 @@ def test_nothing_grows_from_a_branch_that_a_stop_string_ended():
             [row(7, 7, "y")],
             [row(7, 3, "a", branch=True), row(7, 5, "b", branch=True)],
             [row(3, 3, "c"), row(5, 6, "d", branch=True)],
-        ),
+        )
     )
     assert [node.id for node in tree.nodes()] == [ROOT, 1]
     assert len(events) == 2
@@ -201,7 +201,7 @@ def test_accepted_drafts_are_events_of_the_trunk_with_their_logprobs():
                 draft(NODES, 3, "e"),
             ],
             [row(7, 7, "f", accept=7)],
-        ),
+        )
     )
     assert [(event.node, event.text, event.logprob) for event in told] == [
         (1, "a", 0),
@@ -215,7 +215,8 @@ def test_accepted_drafts_are_events_of_the_trunk_with_their_logprobs():
 def test_drafts_continue_rows_of_the_same_step():
     tree, replay = start()
     play(
-        replay, burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
+        replay,
+        burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
     )
     play(replay, burst([row(7, 7, "d", accept=3)]))
     assert texts(tree) == {1: "abcd"}
@@ -224,7 +225,8 @@ def test_drafts_continue_rows_of_the_same_step():
 def test_a_stop_string_in_drafts_cuts_the_trunk_once_they_are_accepted():
     tree, replay = start("bc")
     play(
-        replay, burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
+        replay,
+        burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
     )
     assert not replay.has_dropped
     play(replay, burst([row(7, 7, "d", accept=3)]))

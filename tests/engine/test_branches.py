@@ -1,0 +1,149 @@
+"""Programs over branches: each branch is what decoding its path alone gives."""
+
+import random
+
+import pytest
+
+from deft_jax import BestOfN, Sampling
+from tests.support.branch_mirror import Mirror
+from tests.support.tiny_model import tiny_engine
+
+PROMPT = "The quick brown fox"
+SETTINGS = {
+    "greedy": Sampling(temperature=0.0, max_new_tokens=10),
+    "seeded": Sampling(temperature=0.9, seed=5, max_new_tokens=10),
+    "past_eos": Sampling(temperature=0.9, seed=6, max_new_tokens=10, ignore_eos=True),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_forks_grow_as_sequences_do(name: str):
+    sampling = SETTINGS[name]
+    with tiny_engine().session() as session:
+        root, mirror = session.open(PROMPT), Mirror.of(PROMPT)
+        first = root.fork(3).generate(sampling)
+        below = first.fork(2).extend(" and: ").generate(sampling)
+        mirrors = [mirror.fork() for _ in range(3)]
+        reasons = [each.generate(sampling) for each in mirrors]
+        assert first.finish_reason == reasons
+        for branch, expected in zip(first, mirrors, strict=True):
+            expected.check(branch)
+        forks = [each.fork() for each in mirrors for _ in range(2)]
+        for branch, expected in zip(below, forks, strict=True):
+            expected.extend(" and: ")
+            expected.generate(sampling)
+            expected.check(branch)
+
+
+def test_calls_of_a_branch_draw_different_tokens_and_a_second_run_the_same():
+    def program() -> list[str]:
+        with tiny_engine().session(sampling=SETTINGS["past_eos"]) as session:
+            root = session.open(PROMPT)
+            calls = [root.fork().generate().text for _ in range(2)]
+            leaves = root.generate(strategy=BestOfN(2))
+            return [*calls, *leaves.text, *leaves.generate(max_new_tokens=4).text]
+
+    texts = program()
+    assert len(set(texts)) == len(texts) == 6
+    assert program() == texts
+
+
+def test_leaves_of_a_strategy_are_branches():
+    sampling = SETTINGS["seeded"]
+    with tiny_engine().session(sampling=sampling) as session:
+        root, mirror = session.open(PROMPT).extend("!"), Mirror.of(PROMPT)
+        mirror.extend("!")
+        leaves = root.generate(strategy=BestOfN(4))
+        expected = mirror.leaves(sampling, 4)
+        leaves.extend("?").generate()
+        mirror.check(root)
+        for leaf, each in zip(leaves, expected, strict=True):
+            each.extend("?")
+            each.generate(sampling)
+            each.check(leaf)
+
+
+def test_a_stop_string_is_no_part_of_a_branch():
+    """Stop strings have two characters here, so two tokens."""
+    open_end = Sampling(temperature=0.9, seed=8, max_new_tokens=16, ignore_eos=True)
+    with tiny_engine().session() as session:
+        root = session.open(PROMPT)
+        [whole] = session.open(PROMPT).fork(1).generate(open_end)
+        visible = [i for i, t in enumerate(whole.tokens[:-1]) if t > 5]
+        at = next(i for i in visible[3:] if whole.tokens[i + 1] > 5)
+        stop = "".join(map(chr, whole.tokens[at : at + 2]))
+        assert whole.text.count(stop) == 1
+        branch = root.fork().generate(open_end, stop=stop)
+        assert branch.finish_reason == "stop" and branch.notice is None
+        assert branch.tokens == whole.tokens[:at]
+        assert branch.text == whole.text[: whole.text.index(stop)]
+        branch.extend(stop)
+        assert branch.finish_reason is None
+        assert branch.text == whole.text[: whole.text.index(stop) + 2]
+        mirror = Mirror.of(PROMPT).fork()
+        mirror.path += whole.tokens[: at + 2]
+        mirror.check(branch)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_programs(seed: int):
+    """Grow, fork, extend, drop in any order; every branch is its sequence."""
+    dice = random.Random(seed)
+    prompts = [f"{name} {PROMPT}"[: dice.randint(3, 20)] for name in "ab"]
+    with tiny_engine().session() as session:
+        pairs = [
+            (branch, Mirror.of(prompt))
+            for branch, prompt in zip(session.open_all(prompts), prompts, strict=True)
+        ]
+        for _ in range(12):
+            pairs = [pair for pair in pairs if len(pair[1].path) < 100]
+            chosen = dice.sample(pairs, min(len(pairs), dice.randint(1, 3)))
+            pairs += do_something(dice, session, chosen)
+            for branch, mirror in chosen:
+                mirror.check(branch)
+            if len(pairs) > 6:
+                pairs.pop(dice.randrange(len(pairs)))[0].drop()
+        for branch, mirror in pairs:
+            mirror.check(branch)
+
+
+def do_something(dice: random.Random, session, pairs) -> list:
+    """Do one thing with several branches, and the same with their mirrors."""
+    group = session.group(branch for branch, _ in pairs)
+    mirrors = [mirror for _, mirror in pairs]
+    match dice.choice(["fork", "extend", "generate", "generate", "strategy"]):
+        case "fork":
+            n = dice.randint(1, 2)
+            made = [mirror.fork() for mirror in mirrors for _ in range(n)]
+            return list(zip(group.fork(n), made, strict=True))
+        case "extend":
+            texts = [random_text(dice) for _ in mirrors]
+            group.extend(texts)
+            for mirror, text in zip(mirrors, texts, strict=True):
+                mirror.extend(text)
+        case "generate":
+            sampling = random_sampling(dice)
+            group.generate(sampling)
+            reasons = [mirror.generate(sampling) for mirror in mirrors]
+            assert group.finish_reason == reasons
+        case "strategy":
+            sampling, n = random_sampling(dice), dice.randint(1, 3)
+            leaves = group.generate(sampling, strategy=BestOfN(n))
+            made = [leaf for each in mirrors for leaf in each.leaves(sampling, n)]
+            return list(zip(leaves, made, strict=True))
+    return []
+
+
+def random_text(dice: random.Random) -> str:
+    return "".join(chr(dice.randint(32, 126)) for _ in range(dice.randint(1, 9)))
+
+
+def random_sampling(dice: random.Random) -> Sampling:
+    return Sampling(
+        temperature=dice.choice([0.0, 0.8, 1.1]),
+        top_k=dice.choice([0, 7]),
+        seed=dice.randrange(2**32),
+        max_new_tokens=dice.randint(1, 9),
+        ignore_eos=dice.random() < 0.5,
+        stop=tuple(random_text(dice)[:1] for _ in range(dice.randint(0, 20))),
+    )
