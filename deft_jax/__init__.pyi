@@ -4,8 +4,11 @@ from .attention.api import tree_attention
 from .attention.grouping import Grouping, group
 from .attention.work_lists import WorkList
 from .capacity import Capacity
+from .engine.branch import Branch
+from .engine.branch_group import BranchGroup
 from .engine.compilation_cache import enable_compilation_cache
 from .engine.engine import Engine
+from .engine.session import Session
 from .errors import CapacityError, DeftError
 from .kv.pool import LayerKV, create_pool, write
 from .results.counters import Status
@@ -41,6 +44,8 @@ __all__ = [
     "RUNNING",
     "STOP",
     "BestOfN",
+    "Branch",
+    "BranchGroup",
     "Capacity",
     "CapacityError",
     "DeftError",
@@ -52,6 +57,7 @@ __all__ = [
     "Planner",
     "Sampling",
     "SelfConsistency",
+    "Session",
     "Slots",
     "Status",
     "Strategy",

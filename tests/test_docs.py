@@ -8,6 +8,7 @@ import pytest
 
 import deft_jax
 from deft_jax import Engine, Sampling
+from tests.support.long_context import load_tiny
 from tests.support.tiny_model import EOS, tiny_engine
 from tests.support.tolerances import TOLERANCE, row_errors
 
@@ -72,6 +73,22 @@ def test_a_strategy_of_your_own():
         ends = leaf.tokens[-1] in EOS
         assert leaf.finish_reason == ("stop" if ends else "length")
         assert ends or len(leaf.tokens) == 24
+
+
+def test_programs_over_branches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("deft_jax.models.load.load_model", load_tiny)
+    names = run_examples("docs/programs.md")
+    assert capsys.readouterr().out.count("Problem: how do I get a cat") == 2
+    assert names["draft"].text != names["again"].text
+    assert names["draft"].path_text().startswith("The capital of France is")
+    assert len(names["texts"]) == 2 and len(names["replies"]) == 3
+    questions = names["questions"]
+    assert any(f"Q: {q}" in names["best"].path_text() for q in questions)
+    for name in ("tree_of_thoughts", "best_first_program", "agent_loop"):
+        assert f"examples/{name}.py" in (ROOT / "docs/programs.md").read_text()
+        assert (ROOT / "examples" / f"{name}.py").exists()
 
 
 def test_the_strategies_to_copy_are_the_ones_that_are_tested():

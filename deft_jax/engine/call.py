@@ -1,8 +1,9 @@
 """What belongs to one call: its requests, who listens to it, and its results."""
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from deft_jax.engine.handle import RequestHandle
 from deft_jax.engine.host_tree import HostTree
@@ -15,7 +16,8 @@ from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.results.tree_node import TokenEvent
 
 
-class Ended(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Ended:
     """What a request has left.
 
     Attributes:

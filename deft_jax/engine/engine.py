@@ -21,6 +21,7 @@ from deft_jax.engine.prompts import Prompt, check_token_ids, list_prompts
 from deft_jax.engine.reading import Reading
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner
+from deft_jax.engine.session import Session
 from deft_jax.engine.widths import chunk_widths, row_widths
 from deft_jax.errors import DeftError
 from deft_jax.results.counters import Status
@@ -174,6 +175,23 @@ class Engine:
             raise
         return [handle.result() for handle in call.handles]
 
+    def session(
+        self, *, sampling: Sampling | None = None, priority: int = 0
+    ) -> Session:
+        """Begin a session: a program over branches of trees that outlive each request.
+
+        Args:
+            sampling: how tokens are chosen where an operation does not say.
+            priority: priority of all its requests; higher ones go first.
+
+        Returns:
+            The session, a context manager.
+
+        Raises:
+            DeftError: an argument is of the wrong type.
+        """
+        return Session(self, sampling=sampling, priority=priority)
+
     def submit(
         self,
         prompt: Prompt,
@@ -304,10 +322,12 @@ class Engine:
         planner = first.strategy.planner
 
         def begin() -> None:
-            samplings, limits = [None] * capacity.requests, [None] * capacity.requests
-            samplings[0], limits[0] = first.sampling, first.limit
-            eos = self.tokenizer.eos_token_ids
-            table = make_request_table(samplings, limits, eos)
+            free = [None] * (capacity.requests - 1)
+            table = make_request_table(
+                [first.sampling, *free],
+                [first.limit, *free],
+                self.tokenizer.eos_token_ids,
+            )
             at_once = min(len(requests), capacity.requests)
             rows = min(at_once * first.rows, capacity.rows)
             tokens = min(sum(len(r.prompt) for r in requests[:at_once]), capacity.chunk)

@@ -212,9 +212,9 @@ class Forest:
     def change(self) -> Numbers:
         """Make the pending changes; no burst may be under way."""
         ended = np.flatnonzero(self.replay.take_dropped()).tolist()
-        owners = {live.tree: live for live in self.lives.values()}
+        owners = {id(live.tree): live for live in self.lives.values()}
         for node in ended:
-            live = owners.get(self.replay.tree_of(node))
+            live = owners.get(id(self.replay.tree_of(node)))
             rests = live is not None and self.rests(live)
             (self.pending.rest if rests else self.pending.dropped).add(node)
         report = self.runner.edit(self.pending.arrays(self.rooms))

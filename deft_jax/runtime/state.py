@@ -248,14 +248,13 @@ class Numbers(NamedTuple):
     @classmethod
     def unpack(cls, packed: np.ndarray, num_requests: int) -> "Numbers":
         """Return the fields from `Report.numbers` of `R` request slots."""
-        columns = packed[5:].tolist()
-        ends = [num_requests * i for i in range(6)]
-        fields = [
-            np.array(columns[a:b], np.int64)
-            for a, b in zip(ends, ends[1:], strict=False)
-        ]
-        row_node = np.array(columns[ends[-1] :], np.int64)
-        return cls(*packed[:5].tolist(), *fields, row_node)
+        names, scalars = cls._fields, packed[:5].tolist()
+        numbers = dict(zip(names[:5], scalars, strict=True))
+        rest = packed[5:].astype(np.int64)
+        for index, name in enumerate(names[5:-1]):
+            numbers[name] = rest[num_requests * index : num_requests * (index + 1)]
+        numbers[names[-1]] = rest[num_requests * len(names[5:-1]) :]
+        return cls(**numbers)
 
 
 def pack_numbers(

@@ -31,6 +31,17 @@ def child_key(parent: jax.Array, number: jax.Array) -> jax.Array:
     return _scrambled(_scrambled(parent + jnp.uint32(1)) + number.astype(jnp.uint32))
 
 
+def child_key_on_host(parent: int, number: int) -> int:
+    """Return what `child_key` does, for one child and in plain integers.
+
+    Args:
+        parent: key of the parent, 0 to 2**32 - 1.
+        number: how many children of the parent came before the child.
+    """
+    word = _scrambled_on_host(parent + 1)
+    return _scrambled_on_host(word + number)
+
+
 def exponential(
     seed: jax.Array, key: jax.Array, position: jax.Array, number: jax.Array
 ) -> jax.Array:
@@ -86,4 +97,12 @@ def _scrambled(word: jax.Array) -> jax.Array:
     """
     word = (word ^ word >> 16) * jnp.uint32(0x85EBCA6B)
     word = (word ^ word >> 13) * jnp.uint32(0xC2B2AE35)
+    return word ^ word >> 16
+
+
+def _scrambled_on_host(word: int) -> int:
+    """Return what `_scrambled` does to one word, of which the low 32 bits count."""
+    word &= 0xFFFFFFFF
+    word = (word ^ word >> 16) * 0x85EBCA6B & 0xFFFFFFFF
+    word = (word ^ word >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
     return word ^ word >> 16

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry2x32_p
 
-from deft_jax.sampling.noise import ROOT_KEY, child_key, exponential, threefry2x32
+from deft_jax.sampling.noise import (
+    ROOT_KEY,
+    child_key,
+    child_key_on_host,
+    exponential,
+    threefry2x32,
+)
 
 KNOWN = [
     ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
@@ -93,3 +99,14 @@ def test_keys_stay_the_same_from_release_to_release():
     below = child_key(keys, jnp.int32(1))
     assert keys.tolist() == [804215951, 2726825882, 664193924]
     assert below.tolist() == [4249338449, 3792881548, 572156427]
+
+
+def test_the_host_makes_the_same_keys():
+    random = np.random.default_rng(3)
+    parents = random.integers(0, 2**32, 1000, dtype=np.uint32)
+    parents[:3] = ROOT_KEY, 2**32 - 1, 2**31
+    numbers = random.integers(0, 2**31, 1000, dtype=np.int32)
+    numbers[:3] = 0, 2**31 - 1, 1
+    keys = np.asarray(child_key(jnp.asarray(parents), jnp.asarray(numbers)))
+    pairs = zip(parents.tolist(), numbers.tolist(), strict=True)
+    assert [child_key_on_host(*pair) for pair in pairs] == keys.tolist()

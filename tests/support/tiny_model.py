@@ -84,9 +84,15 @@ class LoneSequence(NamedTuple):
     finish_reason: str
 
 
-def decode_alone(prompt: str, sampling: Sampling, branch: int = 0) -> LoneSequence:
-    """Decode one sequence as branch number `branch` of a request."""
-    prompt_ids = AsciiTokenizer().encode(prompt)
+def decode_alone(
+    prompt: str | Sequence[int],
+    sampling: Sampling,
+    branch: int = 0,
+    key: int = ROOT_KEY,
+) -> LoneSequence:
+    """Decode one sequence as branch number `branch` of a request with a key."""
+    is_text = isinstance(prompt, str)
+    prompt_ids = AsciiTokenizer().encode(prompt) if is_text else prompt
     tokens = np.zeros(CONFIG.context_length, np.int32)
     tokens[: len(prompt)] = prompt_ids
     end = min(len(prompt) + sampling.max_new_tokens, CONFIG.context_length)
@@ -97,7 +103,7 @@ def decode_alone(prompt: str, sampling: Sampling, branch: int = 0) -> LoneSequen
             jnp.int32(len(prompt)),
             jnp.int32(end),
             jax.tree.map(jnp.asarray, rows_for([sampling], BIASES)),
-            child_key(jnp.uint32(ROOT_KEY), jnp.int32(branch)),
+            child_key(jnp.uint32(key), jnp.int32(branch)),
             jnp.asarray(_ends(sampling) or (-1,)),
         )
     )
