@@ -72,7 +72,9 @@ def tiny_model() -> Llama:
 @functools.cache
 def tiny_engine() -> Engine:
     """Return one engine for all tests: each must leave it as it found it."""
-    return Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY, prefix_cache=False)
+    return Engine(
+        tiny_model(), AsciiTokenizer(), capacity=CAPACITY, prefix_cache=False
+    )
 
 
 class LoneSequence(NamedTuple):
