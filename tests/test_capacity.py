@@ -1,4 +1,6 @@
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,7 +10,6 @@ from deft_jax.capacity import DEFAULT_ROWS, SMALL_CHUNK, Capacity, bucket, row_b
 from deft_jax.engine.request import Request
 from deft_jax.errors import CapacityError
 from deft_jax.sampling.params import Sampling
-from deft_jax.strategies.protocol import Strategy
 
 SIZES = ["requests", "rows", "nodes", "pages", "page_size", "chunk"]
 BUCKETS = sorted(size << shift for size in (1, 3) for shift in range(24))
@@ -22,14 +23,6 @@ calls = st.fixed_dictionaries(
         "page_size": st.sampled_from([1, 16, 64]),
     }
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Sized(Strategy):
-    """A strategy of which nothing but its size is used."""
-
-    rows: int
-    nodes: int
 
 
 def capacity(**changes):
@@ -105,13 +98,14 @@ def test_covers_allows_more_of_what_changes_no_result(name, change):
 def test_every_request_may_start(call):
     made = Capacity.for_requests(**call)
     for index, length in enumerate(call["prompt_tokens"]):
+        size: Any = SimpleNamespace(rows=call["rows"], nodes=call["nodes"])
         request = Request(
             index=index,
             prompt=[0] * length,
             text="",
             limit=call["max_new_tokens"],
             sampling=Sampling(),
-            strategy=Sized(call["rows"], call["nodes"]),
+            strategy=size,
         )
         request.check(made)
 

@@ -8,7 +8,7 @@ import pytest
 from deft_jax import DeftError, Sampling
 from deft_jax.engine.branch_scores import likeliest, ranking
 from tests.support.branch_mirror import LIMIT, token_logprobs
-from tests.support.tiny_model import AsciiTokenizer, path_logprobs, tiny_engine
+from tests.support.tiny_model import AsciiTokenizer, path_logprobs, sharing_engine
 
 PROMPT = "Is it promising?"
 TEXTS = ["sure", "likely", "impossible", "s", " it is ~"]
@@ -17,7 +17,7 @@ encode = AsciiTokenizer().encode
 
 @pytest.fixture
 def session():
-    with tiny_engine().session(sampling=Sampling(temperature=0.0)) as session:
+    with sharing_engine().session(sampling=Sampling(temperature=0.0)) as session:
         yield session
 
 

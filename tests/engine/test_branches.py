@@ -6,7 +6,7 @@ import pytest
 
 from deft_jax import BestOfN, Sampling
 from tests.support.branch_mirror import Mirror
-from tests.support.tiny_model import tiny_engine
+from tests.support.tiny_model import sharing_engine
 
 PROMPT = "The quick brown fox"
 SETTINGS = {
@@ -19,7 +19,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_forks_grow_as_sequences_do(name: str):
     sampling = SETTINGS[name]
-    with tiny_engine().session() as session:
+    with sharing_engine().session() as session:
         root, mirror = session.open(PROMPT), Mirror.of(PROMPT)
         first = root.fork(3).generate(sampling)
         below = first.fork(2).extend(" and: ").generate(sampling)
@@ -37,7 +37,7 @@ def test_forks_grow_as_sequences_do(name: str):
 
 def test_calls_of_a_branch_draw_different_tokens_and_a_second_run_the_same():
     def program() -> list[str]:
-        with tiny_engine().session(sampling=SETTINGS["past_eos"]) as session:
+        with sharing_engine().session(sampling=SETTINGS["past_eos"]) as session:
             root = session.open(PROMPT)
             calls = [root.fork().generate().text for _ in range(2)]
             leaves = root.generate(strategy=BestOfN(2))
@@ -50,7 +50,7 @@ def test_calls_of_a_branch_draw_different_tokens_and_a_second_run_the_same():
 
 def test_leaves_of_a_strategy_are_branches():
     sampling = SETTINGS["seeded"]
-    with tiny_engine().session(sampling=sampling) as session:
+    with sharing_engine().session(sampling=sampling) as session:
         root, mirror = session.open(PROMPT).extend("!"), Mirror.of(PROMPT)
         mirror.extend("!")
         leaves = root.generate(strategy=BestOfN(4))
@@ -66,7 +66,7 @@ def test_leaves_of_a_strategy_are_branches():
 def test_a_stop_string_is_no_part_of_a_branch():
     """Stop strings have two characters here, so two tokens."""
     open_end = Sampling(temperature=0.9, seed=8, max_new_tokens=16, ignore_eos=True)
-    with tiny_engine().session() as session:
+    with sharing_engine().session() as session:
         root = session.open(PROMPT)
         [whole] = session.open(PROMPT).fork(1).generate(open_end)
         visible = [i for i, t in enumerate(whole.tokens[:-1]) if t > 5]
@@ -90,7 +90,7 @@ def test_random_programs(seed: int):
     """Grow, fork, extend, drop in any order; every branch is its sequence."""
     dice = random.Random(seed)
     prompts = [f"{name} {PROMPT}"[: dice.randint(3, 20)] for name in "ab"]
-    with tiny_engine().session() as session:
+    with sharing_engine().session() as session:
         pairs = [
             (branch, Mirror.of(prompt))
             for branch, prompt in zip(session.open_all(prompts), prompts, strict=True)

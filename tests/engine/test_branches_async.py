@@ -6,20 +6,20 @@ import pytest
 
 from deft_jax import BestOfN, DeftError, Sampling, Session
 from tests.support.counted_engine import CountedEngine, StoppedEngine
-from tests.support.tiny_model import tiny_engine
+from tests.support.tiny_model import sharing_engine
 
 PROMPT = "The quick brown fox"
 SAMPLING = Sampling(temperature=0.9, seed=2, max_new_tokens=8, ignore_eos=True)
 
 
 def counted_session() -> tuple[Session, CountedEngine]:
-    counted = CountedEngine(tiny_engine())
+    counted = CountedEngine(sharing_engine())
     return Session(counted, sampling=SAMPLING), counted
 
 
 def test_every_operation_gives_what_the_waiting_one_gives():
     async def program() -> list:
-        async with Session(tiny_engine(), sampling=SAMPLING) as session:
+        async with Session(sharing_engine(), sampling=SAMPLING) as session:
             root = await session.aopen(PROMPT)
             assert await root.aextend("!") is root
             forks = root.fork(2)
@@ -44,7 +44,7 @@ def test_every_operation_gives_what_the_waiting_one_gives():
                 await session.ascore_tokens("xyz"),
             ]
 
-    with Session(tiny_engine(), sampling=SAMPLING) as session:
+    with Session(sharing_engine(), sampling=SAMPLING) as session:
         root = session.open(PROMPT).extend("!")
         forks = root.fork(2).generate().extend("?")
         forks[0].generate()
@@ -82,7 +82,7 @@ def test_requests_of_coroutines_are_there_together():
     session, counted = counted_session()
 
     async def program() -> None:
-        async with session, Session(tiny_engine()) as other:
+        async with session, Session(sharing_engine()) as other:
             root = await session.aopen(PROMPT)
             with StoppedEngine(other) as stopped:
                 tasks = [root.fork().agenerate() for _ in range(3)]
@@ -100,7 +100,7 @@ def test_a_cancelled_task_cancels_its_requests_and_the_branch_stays():
     session, counted = counted_session()
 
     async def program() -> None:
-        async with session, Session(tiny_engine()) as other:
+        async with session, Session(sharing_engine()) as other:
             group = (await session.aopen(PROMPT)).fork(2)
             before = group.path_text()
             with StoppedEngine(other):
@@ -128,7 +128,7 @@ async def until(holds) -> None:
 
 def test_one_branch_does_one_thing_at_a_time():
     async def program() -> None:
-        async with Session(tiny_engine(), sampling=SAMPLING) as session:
+        async with Session(sharing_engine(), sampling=SAMPLING) as session:
             root = await session.aopen(PROMPT)
             found = await asyncio.gather(
                 root.agenerate(), root.agenerate(), return_exceptions=True

@@ -6,7 +6,7 @@ import pytest
 
 from deft_jax import BestOfN, DeftError, Sampling, Session
 from tests.support.counted_engine import CountedEngine
-from tests.support.tiny_model import CONFIG, tiny_engine
+from tests.support.tiny_model import CONFIG, sharing_engine
 
 PROMPT = "The quick brown fox"
 SAMPLING = Sampling(temperature=0.9, max_new_tokens=4, ignore_eos=True)
@@ -23,7 +23,7 @@ OPERATIONS = {
 
 @pytest.fixture
 def counted() -> CountedEngine:
-    return CountedEngine(tiny_engine())
+    return CountedEngine(sharing_engine())
 
 
 @pytest.fixture
@@ -104,9 +104,11 @@ def test_arguments_that_cannot_be_used(session: Session, call, message: str):
 
 
 def test_a_branch_of_another_session(session: Session):
-    with Session(tiny_engine()) as other:
+    with Session(sharing_engine()) as other:
         raises("branches of this session", session.group, [other.open(PROMPT)])
-    raises("sampling must be a deft_jax.Sampling", Session, tiny_engine(), sampling=1)
+    raises(
+        "sampling must be a deft_jax.Sampling", Session, sharing_engine(), sampling=1
+    )
 
 
 def test_a_group_moves_as_a_whole_or_not_at_all(

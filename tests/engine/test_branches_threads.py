@@ -9,7 +9,7 @@ import pytest
 from deft_jax import DeftError, Sampling, Session
 from tests.support.branch_mirror import Mirror
 from tests.support.counted_engine import CountedEngine, StoppedEngine
-from tests.support.tiny_model import tiny_engine
+from tests.support.tiny_model import sharing_engine
 
 PROMPT = "The quick brown fox"
 SAMPLING = Sampling(temperature=0.9, max_new_tokens=8)
@@ -31,7 +31,7 @@ def program(session: Session, name: str) -> None:
 
 
 def test_threads_share_a_session():
-    counted = CountedEngine(tiny_engine())
+    counted = CountedEngine(sharing_engine())
     with Session(counted) as session, ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(program, session, name) for name in "abcd"]:
             future.result(300)
@@ -40,7 +40,7 @@ def test_threads_share_a_session():
 
 def test_each_thread_has_a_session():
     def own_session(name: str) -> None:
-        with tiny_engine().session() as session:
+        with sharing_engine().session() as session:
             program(session, name)
 
     with ThreadPoolExecutor(3) as pool:
@@ -60,7 +60,7 @@ def test_two_threads_cannot_grow_one_branch():
         except DeftError as error:
             results.append(str(error).split(";")[0])
 
-    with tiny_engine().session() as session, ThreadPoolExecutor(4) as pool:
+    with sharing_engine().session() as session, ThreadPoolExecutor(4) as pool:
         branch = session.open(PROMPT)
         mirror = Mirror.of(PROMPT)
         for future in [pool.submit(grow, branch) for _ in range(4)]:
@@ -79,8 +79,8 @@ def test_two_threads_cannot_grow_one_branch():
     ],
 )
 def test_what_ends_while_a_thread_waits(end, message: str):
-    counted = CountedEngine(tiny_engine())
-    with Session(counted) as session, Session(tiny_engine()) as other:
+    counted = CountedEngine(sharing_engine())
+    with Session(counted) as session, Session(sharing_engine()) as other:
         group = session.open(PROMPT).fork(2)
         texts = group.path_text()
         with StoppedEngine(other) as stopped, ThreadPoolExecutor(1) as pool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from deft_jax.engine.runner import Runner, empty_chunk, empty_edit
 from deft_jax.runtime.attention_method import as_method
+from deft_jax.runtime.split_nodes import split_nodes
 from deft_jax.runtime.state import Numbers, StepLog, Turn
 from deft_jax.sampling.params import Sampling
 from deft_jax.sampling.request_table import make_request_table
@@ -164,3 +165,17 @@ def test_a_request_ends_when_its_last_branch_is_to_rest():
     assert forest.state.roots.tolist() == [N] * R
     assert forest.live == sorted({root, leaf})
     assert forest.state.resting[root] and forest.state.resting[leaf]
+
+
+def test_parts_of_a_node_that_rests_rest_and_those_of_a_kept_one_are_not_kept():
+    forest = Forest()
+    root = forest.feed(0, "The quick brown", row=0)
+    forest.mark_resting(root)
+    kept = dataclasses.replace(forest.state, keep=jnp.ones(N, bool))
+    nodes, places = jnp.array([root, root]), jnp.array([3, 9])
+    state, parts = split_nodes(kept, nodes, places)
+    state.tree.check()
+    assert state.resting[parts].tolist() == [True, True]
+    assert not state.keep[parts].any() and state.keep[root]
+    assert (state.branch_keys.key[parts] == state.branch_keys.key[root]).all()
+    assert np.flatnonzero(state.resting).tolist() == sorted([root, *parts.tolist()])

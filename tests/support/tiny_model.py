@@ -72,9 +72,13 @@ def tiny_model() -> Llama:
 @functools.cache
 def tiny_engine() -> Engine:
     """Return one engine for all tests: each must leave it as it found it."""
-    return Engine(
-        tiny_model(), AsciiTokenizer(), capacity=CAPACITY, prefix_cache=False
-    )
+    return Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY, prefix_cache=False)
+
+
+@functools.cache
+def sharing_engine() -> Engine:
+    """Return one engine with a prefix cache, for tests of what outlives requests."""
+    return Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY)
 
 
 class LoneSequence(NamedTuple):
