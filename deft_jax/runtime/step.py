@@ -123,11 +123,12 @@ def _take_turn(
 def _hand_over(before: DecodeState, after: DecodeState, turn: Turn) -> DecodeState:
     """Return the state after a burst, in which other requests are as they were."""
     num_rows = after.rows.node.shape[0]
-    is_in = jnp.append(turn.requests, False)[before.rows.request[:num_rows]]
+    # A row that was idle may have become a branch.
+    stays = jnp.append(~turn.requests, False)[before.rows.request[:num_rows]]
 
     def put(old, new):
-        mask = is_in[:, None] if old.ndim == 2 else is_in
-        return old.at[:num_rows].set(jnp.where(mask, new, old[:num_rows]))
+        mask = stays[:, None] if old.ndim == 2 else stays
+        return old.at[:num_rows].set(jnp.where(mask, old[:num_rows], new))
 
     return dataclasses.replace(
         after,
