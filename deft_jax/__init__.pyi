@@ -2,6 +2,8 @@
 
 from .attention.api import tree_attention
 from .attention.grouping import Grouping, group
+from .attention.plan import AttentionPlan, plan_attention
+from .attention.spec import AttentionSpec, Heads
 from .attention.work_lists import WorkList
 from .capacity import Capacity
 from .engine.compilation_cache import enable_compilation_cache
@@ -39,6 +41,8 @@ __all__ = [
     "NO_NODE",
     "RUNNING",
     "STOP",
+    "AttentionPlan",
+    "AttentionSpec",
     "BestOfN",
     "Capacity",
     "CapacityError",
@@ -46,6 +50,7 @@ __all__ = [
     "Engine",
     "GenerationTree",
     "Grouping",
+    "Heads",
     "LayerKV",
     "Plan",
     "Planner",
@@ -69,6 +74,7 @@ __all__ = [
     "enable_compilation_cache",
     "finish_code",
     "group",
+    "plan_attention",
     "prune",
     "top_k",
     "tree_attention",

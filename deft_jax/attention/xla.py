@@ -15,7 +15,7 @@ from jax import lax
 
 from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.reference import tree_attention_reference
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.attention.work_lists import NARROW_SHARE, WorkList
 
 BLOCK_TOKENS = 512
@@ -29,7 +29,7 @@ def tree_attention_xla(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    spec: AttentionSpec,
+    spec: Logits,
 ) -> tuple[jax.Array, jax.Array]:
     """Attend over the pages, block by block under an online softmax.
 
@@ -143,7 +143,7 @@ class _Block:
     v_pages: jax.Array
     work: WorkList
     sees: Callable[[jax.Array, jax.Array], jax.Array]
-    spec: AttentionSpec
+    spec: Logits
 
     def walk(self, q, offset, index):
         """Return the softmax state of q [K, rows, D] over a tile's pairs.

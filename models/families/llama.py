@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deft_jax.attention.device import device_of
-from deft_jax.layers.ops import LayerOps
+from deft_jax.attention.spec import AttentionSpec, Heads
+from deft_jax.layers.ops import FULL, LayerOps
 from deft_jax.layers.qkv import QKV
 from deft_jax.pallas_kernels.rms_scale import rms_scaled
 
@@ -25,6 +26,9 @@ from ..checkpoints.weights import (
 )
 from ..config.config import LlamaConfig
 
+SLIDING = "sliding_attention"
+"""Kind of the layers that see `LlamaConfig.sliding_window` tokens of their path."""
+
 
 class Layer(nnx.Module):
     """One transformer block: attention and SwiGLU, each behind an RMSNorm.
@@ -35,6 +39,7 @@ class Layer(nnx.Module):
 
     Attributes:
         config: shape and constants.
+        kind: the layer's name in `Llama.attention_specs`.
         qkv: [E, (H + 2 K) D], query, key and value projections side by side.
         out: [H D, E], output projection of the attention.
         gate_up: [E, 2 F], gate and up projections side by side.
@@ -45,14 +50,18 @@ class Layer(nnx.Module):
         down_bias: [E], added to the products of `down`; None for no bias.
     """
 
-    def __init__(self, config: LlamaConfig, weights: Mapping[str, jax.Array]):
+    def __init__(
+        self, config: LlamaConfig, weights: Mapping[str, jax.Array], kind: str = FULL
+    ):
         """Wrap the weights of a layer.
 
         Args:
             config: shape and constants.
             weights: arrays by the names of the attributes; biases may be absent.
+            kind: the layer's name in `Llama.attention_specs`.
         """
         self.config = config
+        self.kind = kind
         self.qkv = nnx.Param(weights["qkv"])
         self.out = nnx.Param(weights["out"])
         self.gate_up = nnx.Param(weights["gate_up"])
@@ -71,7 +80,7 @@ class Layer(nnx.Module):
         inputs, heads, eps = _projected(x, self.qkv, self.qkv_bias, config.rms_eps)
         heads = heads.reshape(x.shape[0], -1, config.head_dim)
         qkv = QKV(inputs, heads, cos, sin, config.num_kv_heads, eps)
-        mixed, cache = ops.attend(qkv, cache)
+        mixed, cache = ops.attend(qkv, cache, self.kind)
         mixed = _product(mixed.reshape(x.shape[0], -1), self.out[...])
         x = x + _biased(mixed, self.out_bias)
         inputs, hidden, eps = _projected(
@@ -105,6 +114,7 @@ class Llama(nnx.Module):
                     for name in (*LAYER_SOURCES, *LAYER_BIASES)
                     if f"layers.{index}.{name}" in weights
                 },
+                SLIDING if index in config.sliding_layers else FULL,
             )
             for index in range(config.num_layers)
         )
@@ -155,6 +165,17 @@ class Llama(nnx.Module):
     def dtype(self) -> jnp.dtype:
         """Type of the weights and activations."""
         return self.head.dtype
+
+    @property
+    def attention_specs(self) -> dict[str, AttentionSpec]:
+        """What the layers of each kind attend to: the whole path, or a window of it."""
+        config, windows = self.config, {FULL: None, SLIDING: self.config.sliding_window}
+        heads = Heads(config.num_q_heads, config.num_kv_heads, config.head_dim)
+        kinds = sorted({layer.kind for layer in self.layers})
+        return {
+            kind: AttentionSpec.create(heads, self.dtype, window=windows[kind])
+            for kind in kinds
+        }
 
     def __call__(
         self,
