@@ -13,6 +13,7 @@ from .kv.pool import LayerKV, create_pool, write
 from .results.counters import Status
 from .results.generation_tree import GenerationTree
 from .results.tree_node import TokenEvent, TreeNode
+from .runtime.attention_method import TreeMethod
 from .sampling.params import Sampling
 from .sampling.vocab_search import top_k
 from .strategies.check_plan import check_plan
@@ -61,6 +62,7 @@ __all__ = [
     "Strategy",
     "TokenEvent",
     "Tree",
+    "TreeMethod",
     "TreeNode",
     "View",
     "WorkList",

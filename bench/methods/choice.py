@@ -91,7 +91,7 @@ class SequenceMethod(TreeMethod):
         if previous_node is None:
             return super().plan(tree, slots, pool, previous_node, specs)
         grouping = group(tree, slots, tile_queries=1)
-        plans = plan_kinds(grouping, specs, self.implementation)
+        plans = plan_kinds(grouping, specs, self.implementation, pool)
         attention = {kind: _one_by_one(plan) for kind, plan in plans.items()}
         return StepPlan.create(grouping, slots, attention), pool
 

@@ -105,13 +105,13 @@ class DuplicatedMethod:
         grouping = group(tree, slots)
         if previous_node is None:
             cache, slots = _prompt_cache(slots, grouping, pages, tree.page_size)
-            attention = plan_kinds(cache, specs, self.implementation)
+            attention = plan_kinds(cache, specs, self.implementation, pool)
             return StepPlan.create(cache, slots, attention), pool
         with jax.named_scope("tree_operations"):
             pool = copy_caches(find_sources(tree, slots, previous_node), pool, pages)
         own = _find_caches(tree, slots, grouping.order, pages)
         num_pages = (slots.page.shape[0] + 1) * pages
-        plans = plan_kinds(grouping, specs, self.implementation)
+        plans = plan_kinds(grouping, specs, self.implementation, pool)
         attention = {k: _read_caches(plan, own, num_pages) for k, plan in plans.items()}
         return StepPlan.create(grouping, slots, attention, own), pool
 

@@ -11,7 +11,7 @@ from deft_jax.attention.hopper import attend
 from deft_jax.attention.plan import AttentionPlan, make_plan
 from deft_jax.attention.portable import attend_portably
 from deft_jax.attention.reference import tree_attention_reference
-from deft_jax.attention.spec import DTYPES, AttentionSpec, Heads
+from deft_jax.attention.spec import DTYPES, AttentionSpec, Heads, may_store
 from deft_jax.attention.xla import tree_attention_xla
 
 
@@ -39,7 +39,8 @@ def tree_attention(
     Args:
         q: [Q, H, D], queries in rank order (row `grouping.order[r]` at rank `r`).
         k_pages: [M, K, P, D], keys, the step's own tokens written; H is a multiple
-            of K. Same dtype as q: float32, bfloat16 or float16.
+            of K. Same dtype as q: float32, bfloat16 or float16; under float32 queries
+            "xla" and "reference" read any of these.
         v_pages: [M, K, P, D], values.
         grouping: what each query sees, after the step's tokens were appended; or a plan
             of it from `plan_attention`, which layers share and which has the options.
@@ -144,10 +145,10 @@ def _check_arrays(q, k_pages, v_pages, grouping) -> None:
             f"grouping is for {grouping.num_queries} queries and pages of "
             f"{grouping.slot_first.shape}, got {q.shape[0]} queries and {slots}"
         )
-    if not (q.dtype == k_pages.dtype == v_pages.dtype):
+    if k_pages.dtype != v_pages.dtype or not may_store(q.dtype, k_pages.dtype):
         raise ValueError(
-            f"q, k_pages and v_pages must share a dtype, got {q.dtype}, "
-            f"{k_pages.dtype} and {v_pages.dtype}"
+            "q, k_pages and v_pages must share a dtype, or q be float32 over narrower "
+            f"k_pages and v_pages, got {q.dtype}, {k_pages.dtype} and {v_pages.dtype}"
         )
     if q.dtype.name not in DTYPES:
         raise ValueError(f"q must be of dtype {', '.join(DTYPES)}, got {q.dtype}")

@@ -71,6 +71,8 @@ def unsupported(
 ) -> str | None:
     """Say why the kernels do not take these arrays; None if they do."""
     page_size = k_pages.shape[2]
+    if k_pages.dtype != q.dtype:
+        return f"keys and values are {k_pages.dtype} under queries of {q.dtype}"
     if q.dtype.name not in DTYPES:
         return f"dtype {q.dtype} is none of {', '.join(DTYPES)}"
     if q.shape[2] not in HEAD_DIMS:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax.attention.checks import whole_number
+from deft_jax.errors import DeftError
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Of queries, and of keys and values."""
@@ -121,7 +122,8 @@ class AttentionSpec:
                 its path, itself counted; None for all.
             soft_cap: logits become `soft_cap * tanh(logits / soft_cap)`; None for no
                 bound.
-            kv_dtype: dtype that keys and values are stored in, by default the queries'.
+            kv_dtype: dtype that keys and values are stored in, by default the queries';
+                any of the three under float32 queries.
 
         Raises:
             ValueError: an option is of the wrong type or out of its range.
@@ -131,16 +133,28 @@ class AttentionSpec:
                 "query heads must be a multiple of KV heads, got "
                 f"{heads.num_q} and {heads.num_kv}"
             )
-        return cls(
+        name = _dtype_name("dtype", dtype)
+        spec = cls(
             heads=heads,
-            dtype=_dtype_name("dtype", dtype),
+            dtype=name,
             logits=Logits.create(heads.head_dim, scale, window, soft_cap),
-            kv_dtype=_dtype_name("kv_dtype", dtype if kv_dtype is None else kv_dtype),
+            kv_dtype=name,
         )
+        return spec if kv_dtype is None else spec.with_kv_dtype(kv_dtype)
 
     def with_kv_dtype(self, kv_dtype: jax.typing.DTypeLike) -> "AttentionSpec":
-        """Return the spec for keys and values that are stored in another dtype."""
-        return dataclasses.replace(self, kv_dtype=_dtype_name("kv_dtype", kv_dtype))
+        """Return the spec for keys and values that are stored in another dtype.
+
+        Raises:
+            DeftError: the queries' dtype cannot hold what is stored.
+        """
+        name = _dtype_name("kv_dtype", kv_dtype)
+        if not may_store(self.dtype, name):
+            raise DeftError(
+                f"kv_dtype must be {self.dtype}, the dtype of the activations, or the "
+                f"activations be float32, got {name}"
+            )
+        return dataclasses.replace(self, kv_dtype=name)
 
     def queries(self, num_queries: int) -> jax.ShapeDtypeStruct:
         """Return the shape of the queries of a step, [Q, H, D]."""
@@ -151,6 +165,16 @@ class AttentionSpec:
         """Return the shape of a layer's keys and of its values, [M, K, P, D]."""
         shape = num_pages, self.heads.num_kv, page_size, self.heads.head_dim
         return jax.ShapeDtypeStruct(shape, jnp.dtype(self.kv_dtype))
+
+
+def may_store(dtype: jax.typing.DTypeLike, kv_dtype: jax.typing.DTypeLike) -> bool:
+    """Return whether attention may read KV of one dtype under queries of another.
+
+    float32 holds whatever narrower types do, so that reading changes no number.
+    """
+    same = jnp.dtype(dtype) == jnp.dtype(kv_dtype)
+    wide = jnp.dtype(dtype) == jnp.float32
+    return same or (wide and jnp.dtype(kv_dtype).name in DTYPES)
 
 
 def _dtype_name(name: str, dtype: jax.typing.DTypeLike) -> str:

@@ -22,9 +22,9 @@ class Attend(Protocol):
         """Return the attention output [Q, H, D] and the layer's new cache.
 
         Args:
-            heads: of the query tokens, not yet rotated.
+            heads: heads of the query tokens, not yet rotated.
             cache: the layer's, any pytree.
-            kind: of the layer, by the name that the network's `attention_specs` has.
+            kind: the layer's, by the name that the network's `attention_specs` has.
         """
         ...
 

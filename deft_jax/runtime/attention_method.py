@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from deft_jax.attention.api import tree_attention
 from deft_jax.attention.grouping import Grouping, group
 from deft_jax.attention.plan import AttentionPlan, plan_attention
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import AttentionSpec, Heads
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.kv import pool as kv_pool
@@ -116,7 +116,7 @@ class AttentionMethod(Protocol):
             plan: what `plan` returned for the step.
             heads: projections of the query tokens, in rank order.
             layer: storage of the layer.
-            kind: of the layer, a name out of `specs`.
+            kind: the layer's, a name out of `specs`.
 
         Returns:
             [Q, H, D] in rank order, and the storage with the tokens' KV.
@@ -130,19 +130,32 @@ class TreeMethod:
 
     Attributes:
         implementation: one of `IMPLEMENTATIONS`, or None for the best.
+        kv_dtype: name of the dtype that keys and values are stored in; None for that
+            of the activations. Another one needs float32 activations and "xla" or
+            "reference": bfloat16 takes half the memory.
     """
 
     implementation: str | None = None
+    kv_dtype: str | None = None
 
     def create_pool(self, config, capacity: Capacity, dtype: jnp.dtype) -> Pool:
-        """Return the pages of the tree for every layer."""
+        """Return the pages of the tree for every layer.
+
+        Raises:
+            DeftError: there is no such `kv_dtype`, or not under these activations.
+        """
+        heads = Heads(config.num_q_heads, config.num_kv_heads, config.head_dim)
+        try:
+            spec = AttentionSpec.create(heads, dtype, kv_dtype=self.kv_dtype)
+        except ValueError as error:
+            raise DeftError(str(error)) from None
         return kv_pool.create_pool(
             config.num_layers,
             capacity.pages,
             config.num_kv_heads,
             capacity.page_size,
             config.head_dim,
-            dtype,
+            jnp.dtype(spec.kv_dtype),
         )
 
     def plan(
@@ -155,7 +168,7 @@ class TreeMethod:
     ) -> tuple[StepPlan, Pool]:
         """Group the queries, and plan the attention of each kind of layer."""
         grouping = group(tree, slots)
-        attention = plan_kinds(grouping, specs, self.implementation)
+        attention = plan_kinds(grouping, specs, self.implementation, pool)
         return StepPlan.create(grouping, slots, attention), pool
 
     def attend(
@@ -169,11 +182,15 @@ class TreeMethod:
 
 
 def plan_kinds(
-    grouping: Grouping, specs: Specs, implementation: str | None
+    grouping: Grouping, specs: Specs, implementation: str | None, pool: Pool
 ) -> dict[str, AttentionPlan]:
-    """Return the plan of each kind of layer by its name."""
+    """Return the plan of each kind of layer by its name, for KV as a pool has it."""
     return {
-        kind: plan_attention(grouping, spec, implementation=implementation)
+        kind: plan_attention(
+            grouping,
+            spec.with_kv_dtype(pool[0].dtype),
+            implementation=implementation,
+        )
         for kind, spec in specs.items()
     }
 
