@@ -45,7 +45,7 @@ class Call:
         should_stop: asked between bursts; true ends the call with what there is.
         is_open: true if other calls may follow while it runs, so that bursts are short.
         error: what ended the call, if a listener or the device raised.
-        driver_thread: the thread that runs it.
+        is_inside: says whether the caller is on the thread that runs it.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Call:
         self._cancelled: set[int] = set()
         self._done = threading.Event()
         self.error: BaseException | None = None
-        self.driver_thread: threading.Thread | None = None
+        self.is_inside: Callable[[], bool] = lambda: False
 
     @property
     def is_watched(self) -> bool:
@@ -162,7 +162,7 @@ class Call:
         Raises:
             DeftError: that is the thread.
         """
-        if threading.current_thread() is self.driver_thread:
+        if self.is_inside():
             raise DeftError(
                 "a callback of the engine waits for a request of the same engine, "
                 "which would be for ever; submit it and use add_done_callback"

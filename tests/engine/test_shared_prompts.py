@@ -90,7 +90,7 @@ def test_the_pool_holds_what_is_cached_and_makes_room_for_what_is_new():
         fed(engine, prompt)
         tree = engine.state.tree
         tree.check()
-        held = sum(-(-len(n.tokens) // 8) for n in engine._loop.forest.cache.nodes())
+        held = sum(-(-len(n.tokens) // 8) for n in engine._work.forest.cache.nodes())
         assert CAPACITY.pages - int(tree.num_free_pages) <= held
     assert engine.statistics()["evicted_nodes"] > 0
     assert fed(engine, prompts[-1]) == 1

@@ -54,7 +54,7 @@ def test_branches_equal_sequences(name: str, n: int):
     for prompt, tree in zip(PROMPTS, trees, strict=True):
         assert len(tree.leaves()) == n
         for stream, leaf in enumerate(tree.leaves()):
-            alone = decode_alone(prompt, sampling, stream, WINDOW_CONFIG)
+            alone = decode_alone(prompt, sampling, stream, config=WINDOW_CONFIG)
             assert leaf.tokens == alone.tokens
             np.testing.assert_allclose(leaf.logprobs, alone.logprobs, atol=2e-4)
 
@@ -63,7 +63,7 @@ def test_the_window_makes_a_difference():
     """Otherwise the comparison above would not see it."""
     prompt, sampling = PROMPTS[-1], SETTINGS["greedy"]
     texts = {
-        decode_alone(prompt, sampling, 0, config).tokens
+        decode_alone(prompt, sampling, 0, config=config).tokens
         for config in (WINDOW_CONFIG, NO_WINDOW)
     }
     assert len(texts) == 2
