@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from deft_jax.capacity import Capacity
+from deft_jax.engine import eviction
 from deft_jax.engine.engine import Engine
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
@@ -60,7 +61,9 @@ def test_the_lowest_priority_gives_way():
     [BeamSearch(width=2, length=90), PromptLookup(depth=3, paths=2)],
     ids=["beams", "drafts"],
 )
-def test_a_strategy_that_is_preempted_goes_on_with_its_nodes(strategy):
+def test_a_strategy_that_is_preempted_goes_on_with_its_nodes(strategy, monkeypatch):
+    """Little is kept in reserve, so that several start."""
+    monkeypatch.setattr(eviction, "RESERVE_TOKENS", 8)
     sampling = Sampling(temperature=0.0, max_new_tokens=90, ignore_eos=True)
     alone = [new_engine().generate(p, strategy, sampling)[0] for p in PROMPTS]
     engine = new_engine()
@@ -86,7 +89,7 @@ def test_pinned_paths_give_way_before_a_request_ends():
     handles = [engine.submit(p * 3, sampling=LONG, pin=True) for p in PROMPTS[:3]]
     for handle in handles:
         handle.result(WAIT_S)
-    (tree,) = engine.generate("Hello", BestOfN(3), LONG)
+    (tree,) = engine.generate("Hello", BestOfN(1), LONG)
     assert tree.notice is None
     for branch, leaf in enumerate(tree.leaves()):
         assert leaf.tokens == decode_alone("Hello", LONG, branch).tokens
