@@ -13,6 +13,7 @@ from deft_jax.engine.pace import Pace
 from deft_jax.engine.plan_notices import plan_notices
 from deft_jax.engine.preparing import preparing
 from deft_jax.engine.progress import count_reads
+from deft_jax.engine.row_moves import free_idle_rows
 from deft_jax.engine.runner import decode_step_of, no_turn
 from deft_jax.engine.widths import choose_width, row_widths
 from deft_jax.engine.work import Work
@@ -166,6 +167,8 @@ class Decoder:
             if not call.is_done:
                 with self.work.listening(call):
                     self._tell(call, mine, burst, told, log, numbers)
+        for live in burst.lives.values():
+            free_idle_rows(self.work.forest, live, numbers)
         if numbers.overflow:
             self.work.short += list(burst.lives.values())
         self.work.log.add("burst", steps=numbers.steps, seconds=round(took, 6))

@@ -9,6 +9,7 @@ from deft_jax.engine.call import Call, Ended
 from deft_jax.engine.feeder import Fed, Feeder
 from deft_jax.engine.live_request import LiveRequest
 from deft_jax.engine.programs import StopRequested
+from deft_jax.engine.row_moves import move_rows, plan_moves
 from deft_jax.engine.shortage import Shortage
 from deft_jax.engine.work import Work
 from deft_jax.runtime.forward import Model
@@ -107,6 +108,7 @@ class DecodeLoop:
             or len(work.waiting)
             or (work.forest.capacity is not None and work.forest.has_changes)
             or any(self._is_over(live) or not live.decodes for live in lives)
+            or (work.forest.capacity is not None and plan_moves(work.forest))
         )
 
     def _look(self, left: int) -> None:
@@ -168,6 +170,8 @@ class DecodeLoop:
                 work.end_early(live)
         if work.short:
             self._shortage.make_room()
+        if (moves := plan_moves(forest)) is not None:
+            move_rows(forest, moves)
         while forest.has_changes:
             forest.change()
             if self._checks:

@@ -22,7 +22,7 @@ from deft_jax.engine.reading import Reading
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner
 from deft_jax.engine.session import Session
-from deft_jax.engine.widths import chunk_widths, row_widths
+from deft_jax.engine.widths import chunk_widths, least_width, row_widths
 from deft_jax.engine.work import Work
 from deft_jax.errors import DeftError
 from deft_jax.results.counters import Status
@@ -347,10 +347,10 @@ class Engine:
             at_once = min(len(requests), capacity.requests)
             rows = min(at_once * first.rows, capacity.rows)
             tokens = min(sum(len(r.prompt) for r in requests[:at_once]), capacity.chunk)
-            width = _least(row_widths(capacity), rows)
+            width = least_width(row_widths(capacity), rows)
             if not runs_at_any_width(planner):
                 width = capacity.rows
-            chunk = _least(chunk_widths(capacity), tokens)
+            chunk = least_width(chunk_widths(capacity), tokens)
             self.runner.compile_ahead(capacity, table, planner, width, chunk)
 
         self._beginning = run_beside(begin)
@@ -438,11 +438,6 @@ class Engine:
         if self._choice.fixed is not None:
             request.check(self._choice.fixed)
         return request
-
-
-def _least(widths: list[int], needed: int) -> int:
-    """Return the least width that will do."""
-    return next(width for width in widths if width >= needed)
 
 
 def _check_one(prompt: Any) -> None:

@@ -21,6 +21,11 @@ def chunk_widths(capacity: Capacity) -> list[int]:
     return [width for width in TOKENS if width < capacity.chunk] + [capacity.chunk]
 
 
+def least_width(widths: Sequence[int], needed: int) -> int:
+    """Return the least width that will do."""
+    return next(width for width in widths if width >= needed)
+
+
 def choose_width(
     needed: int,
     widths: Sequence[int],

@@ -51,16 +51,21 @@ class GenerationTree:
         return tuple(node for node in self.nodes if node.id not in parents)
 
     def best(self) -> TreeNode:
-        """Return the leaf with the highest mean log-probability.
+        """Return the best leaf: by its score, or by its mean log-probability.
 
-        Where the strategy voted, only leaves that gave the winning answer count.
+        A strategy that gives leaves a `score` so says which is best; leaves without
+        one come last then. Otherwise it is the one with the highest mean
+        log-probability. Where the strategy voted, only leaves that gave the winning answer count.
         Pruned branches count only if there is nothing else.
         """
         leaves = self.leaves()
         kept = [leaf for leaf in leaves if leaf.finish_reason != "pruned"]
         if self.answer is not None:
             kept = [leaf for leaf in kept if leaf.answer == self.answer] or kept
-        return max(kept or leaves, key=self.mean_logprob)
+        candidates = kept or leaves
+        if any(leaf.score is not None for leaf in candidates):
+            return max(candidates, key=_score)
+        return max(candidates, key=self.mean_logprob)
 
     def path(self, node: TreeNode) -> tuple[TreeNode, ...]:
         """Return the nodes from the root down to `node`, both included."""
@@ -111,6 +116,7 @@ class GenerationTree:
             "mean_logprob": self.mean_logprob(leaf),
             "finish_reason": leaf.finish_reason,
             "answer": leaf.answer,
+            "score": leaf.score,
         }
 
     def to_networkx(self) -> Any:
@@ -156,3 +162,8 @@ class GenerationTree:
     def __str__(self) -> str:
         """Return the picture of `render`."""
         return self.render()
+
+
+def _score(node: TreeNode) -> float:
+    """Return a node's score, the least of all for one without."""
+    return -math.inf if node.score is None else node.score

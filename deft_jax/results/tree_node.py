@@ -64,6 +64,8 @@ class TreeNode:
         finish_reason: why the branch ended, `None` for a node that was continued. The
             root has one only if its request failed before a token was generated.
         answer: answer that a strategy found on the path that ends here.
+        score: how good a strategy finds the path that ends here; the higher the better.
+            None if it gives none.
         top_logprobs: for each token the most likely tokens in its place with their
             log-probabilities, in nats, as many as `Sampling.logprobs` asks for; empty
             for the root, and if it asks for none.
@@ -76,4 +78,5 @@ class TreeNode:
     logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     answer: str | None = None
+    score: float | None = None
     top_logprobs: tuple[TopLogprobs, ...] = ()

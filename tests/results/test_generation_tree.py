@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import sys
@@ -66,6 +67,17 @@ def test_best_is_the_likeliest_leaf(tree):
     assert tree.best().id == 4
 
 
+def test_best_has_the_best_score_where_a_strategy_gives_some(tree):
+    scores = {3: 2.0, 4: -1.0}
+    nodes = [
+        dataclasses.replace(node, score=scores.get(node.id)) for node in tree.nodes
+    ]
+    scored = with_fields(tree, nodes=tuple(nodes))
+    assert scored.best().id == 3
+    branches = scored.to_dict()["branches"]
+    assert {one["leaf"]: one["score"] for one in branches if one["score"]} == scores
+
+
 def test_best_gave_the_answer_that_won(tree):
     assert with_fields(tree, answer="a", votes={"a": 2, "b": 1}).best().id == 3
 
@@ -100,6 +112,7 @@ def test_dict_survives_json_and_holds_everything(tree):
         "mean_logprob": -1.0,
         "finish_reason": "length",
         "answer": "a",
+        "score": None,
     }
     assert set(content) == {
         "request",
