@@ -34,7 +34,7 @@ def key(*numbers: int) -> int:
 
 def start() -> BranchKeys:
     keys = BranchKeys.create(NODES)
-    root_key = jnp.array([ROOT_KEY, 0], jnp.uint32)
+    root_key = jnp.full(2, ROOT_KEY, jnp.uint32)
     return keys.with_roots(jnp.array([3, NODES], jnp.int32), root_key)
 
 
