@@ -297,11 +297,7 @@ def fuzz(seconds: float, seed: int, capacity: Capacity) -> collections.Counter:
 
 def main() -> int:
     """Run from the command line."""
-<<<<<<< HEAD
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-=======
     parser = argparse.ArgumentParser(description="Lets requests come and go at random.")
->>>>>>> rt
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
