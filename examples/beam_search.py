@@ -4,7 +4,9 @@
 
 No KV moves: a hypothesis that two others continue becomes an inner node with two
 children, one that nobody continues is pruned, and one with a single heir grows in
-place. Everything happens on the device, between two steps of the model.
+place. Hypotheses share pages, whose slots are filled again when some are pruned, and
+chains of only children are joined when nodes run short. Everything happens on the
+device, between two steps of the model.
 """
 
 import argparse

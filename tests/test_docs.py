@@ -91,6 +91,11 @@ def test_programs_over_branches(
         assert (ROOT / "examples" / f"{name}.py").exists()
 
 
+def test_the_options_of_sampling():
+    sampling = run_examples("docs/api/sampling.md")["sampling"]
+    assert isinstance(sampling, Sampling) and sampling.logprobs == 5
+
+
 def test_the_strategies_to_copy_are_the_ones_that_are_tested():
     for name in ("beam_search", "best_first"):
         assert f"examples/{name}.py" in (ROOT / "docs/strategies.md").read_text()

@@ -517,6 +517,13 @@ class DecodeLoop:
             if live.above is None and live.ends_as is None:
                 if not self.forest.look_up(live):
                     continue  # Another one is feeding what both begin with.
+                self._log.add(
+                    "look up",
+                    request=live.request.index,
+                    slot=live.slot,
+                    tokens=len(live.request.prompt),
+                    cached=live.num_cached,
+                )
                 with self._listening(live.call):
                     waiting = len(self.waiting)
                     if live.num_cached:

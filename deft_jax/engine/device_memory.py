@@ -98,6 +98,15 @@ def has_memory(
     return free is None or needed <= free - reserved
 
 
+def spare_bytes(reserved: int = 0) -> int:
+    """Return the memory that the default device has free, 0 where it does not tell.
+
+    Args:
+        reserved: bytes of it that something else will take.
+    """
+    return max((free_bytes(jax.devices()[0]) or 0) - reserved, 0)
+
+
 def check_memory(
     config: ModelConfig, dtype: jnp.dtype, capacity: Capacity, reserved: int = 0
 ) -> None:
@@ -111,7 +120,7 @@ def check_memory(
     if has_memory(config, dtype, capacity, reserved):
         return
     needed = needed_bytes(config, dtype, capacity)
-    free = max((free_bytes(jax.devices()[0]) or 0) - reserved, 0)
+    free = spare_bytes(reserved)
     parts = ", ".join(f"{name} {_gib(size)}" for name, size in needed.items())
     raise CapacityError(
         f"{capacity.rows} branches in {capacity.pages} pages of {capacity.page_size} "

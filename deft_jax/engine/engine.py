@@ -280,6 +280,27 @@ class Engine:
         """Let the paths that a request has left be evicted; safe from any thread."""
         self._driver.order(lambda: self._loop.forest.unpin(pin))
 
+    def statistics(self) -> dict[str, float]:
+        """Return what the engine has done since it was made.
+
+        Returns:
+            Prompt tokens, those that were cached and their share of all (`hit_rate`),
+            bursts and decode steps, chunks, evicted nodes and preempted requests.
+        """
+        counts = self._log.counts
+        prompt, cached = counts["look up tokens"], counts["look up cached"]
+        return {
+            "requests": counts["submit"],
+            "prompt_tokens": prompt,
+            "cached_tokens": cached,
+            "hit_rate": cached / prompt if prompt else 0.0,
+            "chunks": counts["feed"],
+            "bursts": counts["burst"],
+            "steps": counts["burst steps"],
+            "evicted_nodes": counts["evict nodes"],
+            "preempted": counts["preempt"],
+        }
+
     def clear_cache(self) -> None:
         """Forget the prompts and paths that no request uses, and free their pages.
 

@@ -1,17 +1,26 @@
 """What an engine did, as JSON lines: for whoever looks for what went wrong."""
 
+import collections
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+COUNTED = ("tokens", "cached", "nodes", "steps")
+"""Numbers of events that are summed up."""
+
 
 class EventLog:
-    """Writes events, one JSON object per line, with the seconds since the start.
+    """Counts events, and writes them, one JSON object per line, if there is a file.
 
-    Kinds of events: "submit", "start", "feed", "burst", "token", "prune", "finish",
-    "evict", "preempt", "resume" and "split".
+    Each line has the seconds since the start and the kind of the event.
+
+    Kinds of events: "submit", "start", "look up", "feed", "burst", "finish",
+    "evict", "preempt" and "resume".
+
+    Attributes:
+        counts: events by kind, and sums of their numbers by kind and name.
     """
 
     def __init__(self, path: str | Path | None):
@@ -22,6 +31,7 @@ class EventLog:
         """
         self._write: Callable[[str], Any] | None = None
         self._begin = time.perf_counter()
+        self.counts: collections.Counter[str] = collections.Counter()
         if path is not None:
             file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
             self._write = file.write
@@ -38,6 +48,10 @@ class EventLog:
             kind: what happened.
             fields: what there is to say of it, ready for JSON.
         """
+        self.counts[kind] += 1
+        for name, value in fields.items():
+            if name in COUNTED:
+                self.counts[f"{kind} {name}"] += value
         if self._write is not None:
             seconds = round(time.perf_counter() - self._begin, 6)
             line = json.dumps({"s": seconds, "kind": kind, **fields})

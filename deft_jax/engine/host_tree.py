@@ -228,7 +228,8 @@ class HostTree:
         events = []
         for draft in path:
             drafted = zip(draft.tokens, draft.logprobs, draft.tops, strict=True)
-            for token, logprob, trunk.next_tops in drafted:
+            for token, logprob, tops in drafted:
+                trunk.next_tops = tops
                 event = self.grow(trunk.id, token, logprob, None)
                 events += [event] if event else []
         if path:

@@ -151,6 +151,7 @@ class LogReplay:
             # Nothing grows from a branch that has ended; the device may not know yet.
             if row["branch"][index] and not tree.has_ended(node):
                 node = tree.branch(node, row["draft"][index])
+            # None for a device node, whose likely tokens are known.
             above = fresh.get(source - self._num_nodes)
             fresh[index] = Address(tree, node)
             events += self._add(fresh[index], row, index, above, group)

@@ -13,9 +13,9 @@ from jax.stages import Compiled
 from deft_jax.capacity import Capacity
 from deft_jax.engine.device_memory import (
     check_memory,
-    free_bytes,
     has_memory,
     kv_pool_bytes,
+    spare_bytes,
 )
 from deft_jax.engine.kept_programs import (
     can_keep,
@@ -162,7 +162,7 @@ class Runner:
 
     def free_bytes(self) -> int:
         """Return the memory that the device has free, 0 if it does not say."""
-        return max((free_bytes(jax.devices()[0]) or 0) - self._to_come(), 0)
+        return spare_bytes(self._to_come())
 
     def _to_come(self) -> int:
         """Return the bytes of weights that are still to be loaded."""

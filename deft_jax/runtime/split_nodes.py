@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from deft_jax.runtime.state import DecodeState
 from deft_jax.tree.relabel import split
@@ -27,10 +28,12 @@ def split_nodes(
         few nodes are free only the tree's overflow has changed.
     """
     tree, found, relabelling = split(state.tree, node, at)
+    is_old = relabelling.origin == jnp.arange(tree.num_nodes)
     changed = dataclasses.replace(
         state,
         tree=tree,
         branch_keys=state.branch_keys.relabelled(relabelling),
+        keep=state.keep & is_old,
         resting=state.resting[relabelling.origin],
     )
     return changed, found

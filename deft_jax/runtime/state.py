@@ -125,7 +125,8 @@ class DecodeState:
         pool: KV of each layer.
         rows: the growing branches.
         hidden: [B, E], final hidden state of each row's last token.
-        roots: [R] int32, root of each request slot, N for free slots.
+        roots: [R] int32, root of each request slot, N for free slots; a root of the
+            forest, or a child of a node that rests.
         feeding: [R] int32, node that shared prompt tokens of each slot are fed to, N
             for none.
         not_finite: [R] bool, true for requests of which a prompt token's hidden state

@@ -76,7 +76,8 @@ class View:
         token: [B] int32, the token sampled for each row.
         logprob: [B] float32, its natural log-probability under `logits`.
         finish: [B] int32, finish code of each row if it takes its sampled token.
-        roots: [R] int32, root of each request slot, N for free slots.
+        roots: [R] int32, root of each request slot, N for free slots. It need not be a
+            root of the forest: a request may start below a node of others.
     """
 
     tree: Tree

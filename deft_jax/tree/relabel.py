@@ -53,7 +53,7 @@ class _Cuts(NamedTuple):
         begin: [A] int32, tokens of the node before those of the new one.
         end: [A] int32, tokens of the node up to the last of the new one.
         above: [A] int32, number of the part above; NO_NODE if this is the first.
-        earlier: [A] int32, parts above.
+        earlier: [A] int32, new nodes above that are parts of the same.
     """
 
     made: jax.Array
@@ -135,60 +135,77 @@ def _find_cuts(made, node, at, size: int) -> _Cuts:
 
 
 def _insert_parts(tree: Tree, cuts: _Cuts) -> tuple[Tree, Relabelling]:
-    """Return the tree with the parts of its nodes, and the relabelling.
-
-    New nodes come right before the node that they are parts of:
-
-        old nodes A B C     first 0 1 2, end 3 2 3     B and C are below A
-        new X of B, Y of C  A X B Y C
-                            first 0 2 4, end 5 3 5     of X 1 and 3, of Y 3 and 5
-    """
-    size = tree.num_nodes
-    live = cuts.made < size
+    """Return the tree with the parts of its nodes, and the relabelling."""
+    size, node = tree.num_nodes, cuts.node
     own = jnp.arange(size, dtype=jnp.int32)
-    rows = jnp.arange(live.shape[0], dtype=jnp.int32)
-    comes_in_at = jnp.where(live, tree.first[cuts.node], size + 1)
-    first = tree.first + count_nodes_below(comes_in_at, tree.first + 1, size + 1)
-    end = tree.end + count_nodes_below(comes_in_at, tree.end, size + 1)
-    split_node = jnp.where(live, cuts.node, size)
-    cut = jnp.maximum(largest(split_node, size, cuts.end), 0)
-    lowest = live & (cuts.end == cut[cuts.node])
-    last = largest(jnp.where(lowest, cuts.node, size), size, cuts.made)
-    top = largest(
-        jnp.where(live & (cuts.earlier == 0), cuts.node, size), size, cuts.made
-    )
+    row = largest(cuts.made, size, jnp.arange(node.shape[0], dtype=jnp.int32))
+    first, end, first_made = _number_parts(tree, cuts)
+    cut, last, top = _find_wholes(cuts, size)
     # Pages of a node that has some of its own become those of its first part.
     home = jnp.where((top >= 0) & (tree.storage == own), top, own)
     home = jnp.append(home, jnp.int32(size))
-    row = largest(cuts.made, size, rows)
-    origin = jnp.where(row >= 0, cuts.node[jnp.maximum(row, 0)], own)
-    before = count_nodes_below(comes_in_at, tree.first[cuts.node], size + 1)
+    above = jnp.where(cuts.above >= 0, cuts.above, tree.parent[node])
+    trunk = jnp.where(tree.is_draft[node], tree.trunk[node], cuts.made)
 
     def put(array, value):
         return jnp.where(row >= 0, value[jnp.maximum(row, 0)], array)
 
     changed = replace(
         tree,
-        parent=put(
-            jnp.where(last >= 0, last, tree.parent),
-            jnp.where(cuts.above >= 0, cuts.above, tree.parent[cuts.node]),
-        ),
-        first=put(
-            jnp.minimum(first, size), tree.first[cuts.node] + before + cuts.earlier
-        ),
-        end=put(jnp.minimum(end, size), end[cuts.node]),
+        parent=put(jnp.where(last >= 0, last, tree.parent), above),
+        first=put(first, first_made),
+        end=put(end, end[node]),
         count=put(tree.count - cut, cuts.end - cuts.begin),
-        start=put(tree.start + cut, tree.start[cuts.node] + cuts.begin),
-        trunk=put(
-            tree.trunk,
-            jnp.where(tree.is_draft[cuts.node], tree.trunk[cuts.node], cuts.made),
-        ),
-        storage=home[put(tree.storage, tree.storage[cuts.node])],
+        start=put(tree.start + cut, tree.start[node] + cuts.begin),
+        trunk=put(tree.trunk, trunk),
+        storage=home[put(tree.storage, tree.storage[node])],
         page_owner=home[tree.page_owner],
         slot_node=_relabel_slots(tree, cuts),
-        num_free_nodes=tree.num_free_nodes - jnp.sum(live, dtype=jnp.int32),
+        num_free_nodes=tree.num_free_nodes - jnp.sum(row >= 0, dtype=jnp.int32),
     )
-    return changed, Relabelling(origin=origin, heir=own)
+    return changed, Relabelling(origin=put(own, node), heir=own)
+
+
+def _number_parts(tree: Tree, cuts: _Cuts):
+    """Return the depth-first numbers with the new nodes.
+
+    These come right before the node that they are parts of:
+
+        old nodes A B C     first 0 1 2, end 3 2 3     B and C are below A
+        new X of B, Y of C  A X B Y C
+                            first 0 2 4, end 5 3 5     of X 1 and 3, of Y 3 and 5
+
+    Returns:
+        [N] int32 first and end of the old nodes, and [A] int32 first of the new.
+    """
+    size, whole = tree.num_nodes, tree.first[cuts.node]
+    comes_in_at = jnp.where(cuts.made < size, whole, size + 1)
+
+    def count_before(bound):
+        return count_nodes_below(comes_in_at, bound, size + 1)
+
+    first = jnp.minimum(tree.first + count_before(tree.first + 1), size)
+    end = jnp.minimum(tree.end + count_before(tree.end), size)
+    return first, end, whole + count_before(whole) + cuts.earlier
+
+
+def _find_wholes(cuts: _Cuts, size: int):
+    """Return what becomes of each node that is split, [N] int32 each.
+
+    made 7 8, node 3 3, begin 0 2, end 2 4  ->  of node 3: 4, 8 and 7
+
+    Returns:
+        The tokens that leave it, 0 for other nodes; the last of the new nodes, and the
+        first of them, -1 for other nodes.
+    """
+    live = cuts.made < size
+
+    def of_nodes(mask, value):
+        return largest(jnp.where(live & mask, cuts.node, size), size, value)
+
+    cut = jnp.maximum(of_nodes(True, cuts.end), 0)
+    last = of_nodes(cuts.end == cut[cuts.node], cuts.made)
+    return cut, last, of_nodes(cuts.begin == 0, cuts.made)
 
 
 def _relabel_slots(tree: Tree, cuts: _Cuts) -> jax.Array:

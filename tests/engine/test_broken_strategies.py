@@ -60,9 +60,7 @@ def sprawling_engine(pages: int) -> Engine:
     capacity = Capacity(
         requests=3, rows=4, nodes=64, pages=pages, page_size=8, chunk=32
     )
-    return Engine(
-        tiny_model(), AsciiTokenizer(), capacity=capacity, prefix_cache=False
-    )
+    return Engine(tiny_model(), AsciiTokenizer(), capacity=capacity, prefix_cache=False)
 
 
 def tokens_of(tree) -> tuple[int, ...]:

@@ -11,9 +11,14 @@ from deft_jax.capacity import Capacity
 from deft_jax.engine import device_memory
 from deft_jax.engine.device_memory import free_bytes, kv_pool_bytes, needed_bytes
 from deft_jax.engine.engine import Engine
-from deft_jax.engine.generation import Generation
-from deft_jax.engine.runner import Runner, run_decode, run_prefill
-from deft_jax.errors import CapacityError
+from deft_jax.engine.runner import (
+    Runner,
+    empty_chunk,
+    no_turn,
+    run_decode,
+    run_prefill,
+)
+from deft_jax.errors import CapacityError, DeftError
 from deft_jax.runtime.attention_method import TreeMethod
 from deft_jax.sampling.params import Sampling
 from deft_jax.sampling.request_table import make_request_table
@@ -28,14 +33,16 @@ from tests.support.tiny_model import (
 
 SMALL = Capacity(requests=4, rows=8, nodes=16, pages=16, page_size=64, chunk=64)
 LONE = Capacity(requests=4, rows=1, nodes=2, pages=16, page_size=64, chunk=64)
-"""What an engine chooses for one branch, so that these tests share a compilation."""
+"""What an engine that caches nothing chooses for one branch, so that these tests share
+a compilation.
+"""
 
 SHORT = Sampling(temperature=0.0, max_new_tokens=6)
 GIB = 2**30
 
 
 def new_engine(**options) -> Engine:
-    return Engine(tiny_model(), AsciiTokenizer(), **options)
+    return Engine(tiny_model(), AsciiTokenizer(), prefix_cache=False, **options)
 
 
 @pytest.fixture
@@ -80,16 +87,17 @@ def test_the_estimate_holds_what_the_compiler_counts(changes):
     """And is not far above it."""
     capacity = dataclasses.replace(SMALL, **changes)
     runner = Runner(tiny_model(), TreeMethod())
-    runner.prepare(capacity, ContinueAll())
-    generation = Generation(runner, AsciiTokenizer(), BestOfN(1), SHORT, [])
-    args, num_requests = (runner.model, runner.state), capacity.requests
+    runner.prepare(capacity)
+    args = runner.model, runner.state
+    free = [None] * (capacity.requests - 1)
     programs = [
-        run_prefill.lower(*args, generation.scheduler.chunk([]), method=runner.method),
+        run_prefill.lower(
+            *args, empty_chunk(capacity, capacity.chunk), method=runner.method
+        ),
         run_decode.lower(
             *args,
-            make_request_table([SHORT] * num_requests, [1] * num_requests, EOS),
-            jnp.zeros(capacity.nodes, bool),
-            jnp.int32(1),
+            make_request_table([SHORT, *free], [6, *free], EOS),
+            no_turn(capacity),
             planner=ContinueAll(),
             method=runner.method,
         ),
@@ -163,6 +171,20 @@ def test_a_device_that_runs_out_all_the_same_is_a_capacity_error(monkeypatch, er
     assert "\n" not in str(told.value)
     (tree,) = engine.generate("Hello", sampling=SHORT)
     assert tree.best().tokens == decode_alone("Hello", SHORT).tokens
+
+
+def test_a_share_of_the_memory_is_used_for_the_pool(has_free):
+    has_free(GIB)
+    engine = new_engine(memory=0.25)
+    (tree,) = engine.generate("Hello", sampling=SHORT)
+    assert tree.best().tokens == decode_alone("Hello", SHORT).tokens
+    capacity = engine.capacity
+    assert capacity is not None
+    pool = kv_pool_bytes(CONFIG, tiny_model().dtype, capacity)
+    assert 0.24 * GIB < pool <= 0.25 * GIB
+    for share in (0, 1.5, True, "half"):
+        with pytest.raises(DeftError, match="memory must be a share above 0"):
+            new_engine(memory=share)
 
 
 def test_other_errors_of_the_runtime_stay_what_they_are(monkeypatch):

@@ -12,6 +12,7 @@ from deft_jax.engine.log_replay import LogReplay
 from deft_jax.errors import DeftError
 from deft_jax.results.tree_node import ROOT
 from deft_jax.runtime.state import StepLog
+from deft_jax.runtime.top_log import TopLog
 from deft_jax.strategies.protocol import LENGTH, STOP
 from deft_jax.tree.state import NO_NODE
 from tests.support.tiny_model import AsciiTokenizer
@@ -26,10 +27,15 @@ def row(source, node, text, **fields):
 
 
 class Burst(NamedTuple):
-    """Logged steps."""
+    """Logged steps, and their likely tokens."""
 
     log: Any
     steps: int
+    tops: Any = None
+
+    def __or__(self, tops):
+        """Return the steps with likely tokens."""
+        return self._replace(tops=tops)
 
 
 def play(replay, burst):
@@ -54,9 +60,28 @@ def burst(*steps):
     return Burst(SimpleNamespace(**arrays), len(steps))
 
 
-def start(*stop):
+def likely(*steps):
+    """Return the log of likely tokens; per step the first token behind each node."""
+    node = np.full((len(steps), ROWS), NODES)
+    token = np.zeros((len(steps), ROWS, 2), int)
+    for step, rows in enumerate(steps):
+        for index, (at, text) in enumerate(rows.items()):
+            node[step, index], token[step, index] = at, [ord(text), ord("!")]
+    logprob = np.broadcast_to([-0.25, -2.0], token.shape)
+    return TopLog(node=node, token=token, logprob=logprob)
+
+
+def likeliest(tree):
+    """Return the first likely token of each place, by node."""
+    return {
+        node.id: "".join(chr(top[0][0]) if top else "?" for top in node.top_logprobs)
+        for node in tree.nodes()[1:]
+    }
+
+
+def start(*stop, num_top=0):
     """Return a tree and a replay that knows its prompt."""
-    tree = HostTree(0, [1, 2], "prompt", AsciiTokenizer(), stop)
+    tree = HostTree(0, [1, 2], "prompt", AsciiTokenizer(), stop, num_top=num_top)
     replay = LogReplay(NODES, 128)
     replay.start(DEVICE_ROOT, tree)
     return tree, replay
@@ -79,7 +104,7 @@ def test_rows_branch_grow_in_place_and_idle():
             fork((7, "a"), (2, "b")),
             [row(7, 7, "c"), row(2, 2, "d")],
             [IDLE, row(2, 2, "e", logprob=-0.5)],
-        )
+        ),
     )
     assert texts(tree) == {1: "ac", 2: "bde"}
     assert [(event.node, event.text) for event in events] == [
@@ -106,7 +131,7 @@ def test_the_last_token_of_a_row_is_recorded_though_it_is_not_fed():
         burst(
             fork((7, "a"), (2, "b")),
             [row(7, NODES, "c", finish=STOP), row(2, NODES, "d", finish=LENGTH)],
-        )
+        ),
     )
     assert [event.finish_reason for event in events] == [None, None, "stop", "length"]
     assert texts(tree) == {1: "ac", 2: "bd"}
@@ -122,7 +147,7 @@ def test_a_device_node_stands_for_another_branch_once_it_is_used_again():
             [row(7, 3, "c", branch=True), row(7, 2, "d", branch=True)],
             [row(3, 3, "e"), row(2, 7, "f", branch=True)],
             [row(3, 3, "g"), row(7, 7, "h")],
-        )
+        ),
     )
     nodes = {node.id: (node.parent, node.text) for node in tree.nodes()[1:]}
     assert nodes == {1: (0, "a"), 2: (0, "b"), 3: (1, "ceg"), 4: (1, "d"), 5: (4, "fh")}
@@ -177,7 +202,7 @@ def test_nothing_grows_from_a_branch_that_a_stop_string_ended():
             [row(7, 7, "y")],
             [row(7, 3, "a", branch=True), row(7, 5, "b", branch=True)],
             [row(3, 3, "c"), row(5, 6, "d", branch=True)],
-        )
+        ),
     )
     assert [node.id for node in tree.nodes()] == [ROOT, 1]
     assert len(events) == 2
@@ -201,7 +226,7 @@ def test_accepted_drafts_are_events_of_the_trunk_with_their_logprobs():
                 draft(NODES, 3, "e"),
             ],
             [row(7, 7, "f", accept=7)],
-        )
+        ),
     )
     assert [(event.node, event.text, event.logprob) for event in told] == [
         (1, "a", 0),
@@ -215,8 +240,7 @@ def test_accepted_drafts_are_events_of_the_trunk_with_their_logprobs():
 def test_drafts_continue_rows_of_the_same_step():
     tree, replay = start()
     play(
-        replay,
-        burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
+        replay, burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
     )
     play(replay, burst([row(7, 7, "d", accept=3)]))
     assert texts(tree) == {1: "abcd"}
@@ -225,8 +249,7 @@ def test_drafts_continue_rows_of_the_same_step():
 def test_a_stop_string_in_drafts_cuts_the_trunk_once_they_are_accepted():
     tree, replay = start("bc")
     play(
-        replay,
-        burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
+        replay, burst([*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")])
     )
     assert not replay.has_dropped
     play(replay, burst([row(7, 7, "d", accept=3)]))
@@ -250,3 +273,72 @@ def test_accepting_what_is_not_there_is_nothing():
     events = play(replay, burst([row(7, 7, "c", accept=7)], [row(7, 7, "d", accept=2)]))
     assert [event.text for event in events] == ["c", "d"]
     assert play(replay, burst([row(7, 7, "e", accept=9)]))[0].text == "e"
+
+
+def test_likely_tokens_are_those_behind_what_a_token_follows():
+    """Node 2 rests for a step; node 7 is then branched from, twice."""
+    tree, replay = start(num_top=1)
+    steps = [
+        fork((7, "a"), (2, "b")),
+        [row(7, 7, "c")],
+        [row(7, 3, "d", branch=True), row(7, 4, "e", branch=True), row(2, 2, "f")],
+    ]
+    tops = likely({4: "A", 9: "z"}, {7: "C", 2: "F"}, {7: "D"})
+    events = play(replay, burst(*steps) | tops)
+    assert likeliest(tree) == {1: "AC", 2: "AF", 3: "D", 4: "D"}
+    expected = {event.token: event.top_logprobs for event in events}
+    assert expected[ord("f")] == ((ord("F"), -0.25),)
+    assert tree.nodes()[0].top_logprobs == ()
+
+
+def test_likely_tokens_are_left_out_where_the_request_wants_none():
+    tree, replay = start()
+    events = play(replay, burst(fork((7, "a"))) | likely({4: "A"}))
+    assert events[0].top_logprobs == () and tree.nodes()[1].top_logprobs == ()
+
+
+def test_likely_tokens_of_drafts_are_known_one_step_later():
+    """The trunk takes what follows the last accepted draft."""
+    tree, replay = start(num_top=2)
+    events = play(
+        replay,
+        burst(
+            [*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")],
+            [row(7, 7, "d", accept=3), draft(NODES, 5, "x")],
+            [row(7, 7, "e")],
+        )
+        | likely({4: "A"}, {7: "B", 2: "C", 3: "D"}, {7: "E", 5: "Y"}),
+    )
+    assert texts(tree)[1] == "abcde"
+    assert likeliest(tree)[1] == "ABCDE"
+    told = [chr(event.top_logprobs[0][0]) for event in events]
+    assert told == list("ABCDE")
+    assert all(len(event.top_logprobs) == 2 for event in events)
+
+
+def test_likely_tokens_of_a_rejected_draft_are_not_the_trunks():
+    tree, replay = start(num_top=1)
+    play(
+        replay,
+        burst(
+            [*fork((7, "a")), draft(NODES, 2, "b"), draft(NODES + 1, 3, "c")],
+            [row(7, 7, "d", accept=2)],
+        )
+        | likely({4: "A"}, {7: "B", 2: "D", 3: "Z"}),
+    )
+    assert texts(tree)[1] == "abd" and likeliest(tree)[1] == "ABD"
+
+
+def test_a_row_chained_behind_another_gets_its_likely_tokens_a_step_later():
+    """No draft: its event is told before they are known."""
+    tree, replay = start(num_top=1)
+    events = play(
+        replay,
+        burst(
+            [*fork((7, "a")), row(NODES, 2, "b", branch=True)],
+            [IDLE, row(2, 2, "c")],
+        )
+        | likely({4: "A"}, {7: "B", 2: "C"}),
+    )
+    assert likeliest(tree) == {1: "A", 2: "BC"}
+    assert [bool(event.top_logprobs) for event in events] == [True, False, True]

@@ -31,7 +31,10 @@ def test_each_request_is_told_of_its_first_row():
     )
     assert found.keys() == {"seven", "four"}
     assert "lets row 1 continue node 3, which is not live;" in found["four"]
-    assert "lets row 0 continue row 1 of the plan, which is no earlier row" in found["seven"]
+    assert (
+        "lets row 0 continue row 1 of the plan, which is no earlier row"
+        in found["seven"]
+    )
     assert not any("\n" in notice for notice in found.values())
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from deft_jax.runtime.branch_keys import BranchKeys
 from deft_jax.sampling.noise import ROOT_KEY, child_key
 from deft_jax.strategies.protocol import NO_CHILD, Plan
+from deft_jax.tree.relabel import Relabelling
 from deft_jax.tree.state import NO_NODE
 
 NODES = 8
@@ -108,3 +109,15 @@ def test_fresh_rows_draw_as_the_children_that_they_will_be():
     found = keys.of_rows(node, number, jnp.array([0, 0, 4, 1]))
     assert found[:2].tolist() == [key(0), key(1)]
     assert int(found[2]) == int(keys.key[5])
+
+
+def test_all_parts_of_a_split_node_have_its_key():
+    """Node 4 is a new first part of node 5; children of either draw differently."""
+    keys = grown(start(), [5, 6], [3, 3], [True] * 2)
+    keys = grown(keys, [1, NODES], [5, NO_NODE], [True, False])
+    origin = jnp.arange(NODES).at[4].set(5)
+    keys = keys.relabelled(Relabelling(origin, jnp.arange(NODES)))
+    assert int(keys.key[4]) == int(keys.key[5]) == key(0)
+    keys = grown(keys, [2, 7], [4, 5], [True] * 2)
+    assert int(keys.key[1]) == key(0, 0)
+    assert int(keys.key[2]) == int(keys.key[7]) == key(0, 1)

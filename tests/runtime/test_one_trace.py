@@ -70,11 +70,27 @@ def test_other_prompts_and_settings_compile_nothing():
                     temperature=0.5,
                     top_k=3,
                     repetition_penalty=1.2,
+                    presence_penalty=0.5,
+                    frequency_penalty=-0.5,
                     logit_bias={5: 1.0},
                     stop=("a",),
+                    stop_token_ids=(7, 99),
                 ),
                 on_token=lambda event: None,
             )
+    assert compiled == []
+
+
+def test_likely_tokens_are_one_program_whatever_their_number():
+    engine = tiny_engine()
+    engine.generate(PROMPTS, BEAM, Sampling(max_new_tokens=12))
+    before = num_traces(run_decode), num_traces(run_prefill)
+    engine.generate(PROMPTS, BEAM, Sampling(max_new_tokens=12, logprobs=3))
+    assert num_traces(run_decode) == before[0] + 1
+    assert num_traces(run_prefill) == before[1]
+    with compilations() as compiled:
+        for logprobs in (0, 1, 20, 0):
+            engine.generate(OTHERS, BEAM, Sampling(logprobs=logprobs, seed=2))
     assert compiled == []
 
 

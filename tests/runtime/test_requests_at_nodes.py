@@ -164,3 +164,18 @@ def test_a_request_of_a_resting_root_ends_when_its_last_branch_is_dropped():
     forest.decode(0, dropped=[int(forest.state.rows.node[0])])
     assert forest.state.roots.tolist() == [N] * R
     assert forest.live == [root]
+
+
+def test_parts_of_a_node_that_rests_rest_and_those_of_a_kept_one_are_not_kept():
+    forest = Forest()
+    forest.feed(0, "The quick brown", row=0)
+    root = int(forest.state.roots[0])
+    forest.rest(root)
+    forest.edit(keep=jnp.ones(N, bool))
+    nodes, places = jnp.array([root, root]), jnp.array([3, 9])
+    state, parts = split_nodes(forest.state, nodes, places)
+    state.tree.check()
+    assert state.resting[parts].tolist() == [True, True]
+    assert not state.keep[parts].any() and state.keep[root]
+    assert (state.branch_keys.key[parts] == state.branch_keys.key[root]).all()
+    assert np.flatnonzero(state.resting).tolist() == sorted([root, *parts.tolist()])

@@ -39,19 +39,15 @@ STRATEGIES = [BestOfN(3), BEAM, SEARCH, TURNS, LOOKUP, GROWTH]
 FEW = dict.fromkeys(range(97, 101), 50.0)
 """Biases that leave four tokens, which come again and again: there is much to count."""
 
+BASE = Sampling(temperature=0.0, logit_bias=FEW)
 PENALTIES = {
-    name: Sampling(temperature=0.0, logit_bias=FEW, **penalties)
-    for name, penalties in {
-        "frequency": {"frequency_penalty": 2.0},
-        "presence": {"presence_penalty": 2.0},
-        "rewards": {"presence_penalty": -2.0, "frequency_penalty": -0.7},
-        "both": {"presence_penalty": -1.3, "frequency_penalty": 1.4},
-        "all": {
-            "presence_penalty": 1.1,
-            "frequency_penalty": 1.7,
-            "repetition_penalty": 1.05,
-        },
-    }.items()
+    "frequency": dataclasses.replace(BASE, frequency_penalty=2.0),
+    "presence": dataclasses.replace(BASE, presence_penalty=2.0),
+    "rewards": dataclasses.replace(BASE, presence_penalty=-2, frequency_penalty=-0.7),
+    "both": dataclasses.replace(BASE, presence_penalty=-1.3, frequency_penalty=1.4),
+    "all": dataclasses.replace(
+        BASE, presence_penalty=1.1, frequency_penalty=1.7, repetition_penalty=1.05
+    ),
 }
 
 
@@ -111,7 +107,7 @@ def test_branches_under_penalties_equal_sequences(name, strategy):
 def test_the_penalties_make_a_difference():
     found = {
         tuple(decode_alone(prompt, with_length(sampling)).tokens for prompt in PROMPTS)
-        for sampling in (*PENALTIES.values(), Sampling(temperature=0.0, logit_bias=FEW))
+        for sampling in (*PENALTIES.values(), BASE)
     }
     assert len(found) == len(PENALTIES) + 1
 

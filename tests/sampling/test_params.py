@@ -83,7 +83,7 @@ def test_bad_value_is_refused_in_one_line(name, value, limit):
 def test_limits_themselves_are_accepted():
     Sampling(max_new_tokens=1, temperature=0, top_p=1, min_p=1, seed=2**32 - 1)
     Sampling(temperature=float("1e-45"), top_p=1e-30, repetition_penalty=1e-37)
-    Sampling(presence_penalty=-2, frequency_penalty=2, logprobs=20, stop_token_ids=0)
+    Sampling(presence_penalty=-2, frequency_penalty=2, logprobs=20)
 
 
 @pytest.mark.parametrize("integer", [np.int64, np.uint32, np.array, jnp.int32])
@@ -143,7 +143,7 @@ def _with_stop(stop: Any) -> tuple[str, ...]:
     ("given", "expected"),
     [(None, ()), (7, (7,)), ([3, 4], (3, 4)), (np.array([5, 6]), (5, 6)), ((), ())],
 )
-def test_stop_tokens_are_one_several_or_none(given, expected):
+def test_stop_tokens_are_one_several_or_none(given: Any, expected):
     ends = Sampling(stop_token_ids=given).stop_token_ids
     assert ends == expected and {type(token) for token in ends} <= {int}
 

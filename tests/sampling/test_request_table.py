@@ -1,5 +1,7 @@
 """The table of requests: each has its own options, whatever the others ask for."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,11 +63,14 @@ def shapes(table):
 def test_tables_share_their_shapes_up_to_the_buckets():
     """So that requests with other options run the programs that are there."""
     plain = shapes(make([Sampling(), None]))
-    many = Sampling(stop_token_ids=range(10, 8 + MIN_ENDS))
+    many = Sampling(stop_token_ids=tuple(range(10, 8 + MIN_ENDS)))
     assert shapes(make([many, None])) == plain
     assert shapes(make([None, Sampling(logit_bias={1: 1.0}, seed=3)])) == plain
-    more = Sampling(stop_token_ids=range(10, 30))
-    wide = make([more, None]), make([Sampling(stop_token_ids=range(9, 31)), None])
+    more = Sampling(stop_token_ids=tuple(range(10, 30)))
+    wide = (
+        make([more, None]),
+        make([Sampling(stop_token_ids=tuple(range(9, 31))), None]),
+    )
     assert shapes(wide[0]) == shapes(wide[1]) != plain
     assert wide[0].eos.shape == (2, 24) and MIN_BIASES == MIN_ENDS == 16
 
@@ -77,7 +82,7 @@ def test_the_program_with_likely_tokens_is_another():
     assert jax.tree.structure(make([Sampling()] * 2)) == jax.tree.structure(plain)
 
 
-def finish(table, token, request, generated=1):
+def finish(table, token, request, generated: Any = 1):
     arguments = (jnp.asarray(x, jnp.int32) for x in (token, request, generated))
     return finish_code(table, *arguments).tolist()
 

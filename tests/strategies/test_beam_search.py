@@ -52,8 +52,8 @@ def search(nodes: int, shares_pages: bool):
     runner.log_steps = 1
     decode = runner.decode
 
-    def watched(*args):
-        state = decode(*args)
+    def watched(table, dropped, max_steps, planner):
+        state = decode(table, dropped, max_steps, planner)
         assert int(state.step) <= 1
         state.tree.check()
         held.append(look(state.tree))

@@ -158,7 +158,7 @@ class OracleTree:
         if whole.storage == node:
             self._rename_home(node, new)
 
-    def collapse(self, mask: Container[int]) -> dict[int, int]:
+    def collapse(self, mask: Iterable[int]) -> dict[int, int]:
         """Join nodes to their parents where they are the only child.
 
         Args:

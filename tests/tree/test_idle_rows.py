@@ -11,7 +11,7 @@ from deft_jax.errors import DeftError
 from deft_jax.tree import branching, pruning
 from deft_jax.tree.appending import append
 from deft_jax.tree.draft_levels import Growth, branch_rows
-from deft_jax.tree.pruning import accept_and_prune
+from deft_jax.tree.pruning import Staying, accept_and_prune
 from deft_jax.tree.state import NO_NODE, Tree, replace
 from tests.support.tree_invariants import assert_same
 
@@ -104,7 +104,8 @@ def test_accept_ignores_a_tip_that_is_no_node(forest, tip):
     assert_same(accept(tree, ints(tip)), tree)
     assert_same(accept(tree, ints(tip, draft)), accept(tree, ints(draft)))
     none = jnp.zeros(NODES, bool)
-    assert_same(accept_and_prune(tree, jnp.asarray(ints(tip)), none, none), tree)
+    tips, staying = jnp.asarray(ints(tip)), Staying(none)
+    assert_same(accept_and_prune(tree, tips, none, staying), tree)
 
 
 def test_of_several_tips_of_one_trunk_the_last_in_depth_first_order_counts(forest):
@@ -157,7 +158,11 @@ WRONG = {
         [jnp.ones(2)],
         "tip must be [A] integers, got [2]",
     ),
-    "both": (accept_and_prune, [good(1), ROWS, MASK], "doomed must be [6] bool"),
+    "both": (
+        accept_and_prune,
+        [good(1), ROWS, Staying(MASK)],
+        "doomed must be [6] bool",
+    ),
 }
 
 

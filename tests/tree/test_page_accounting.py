@@ -4,6 +4,7 @@ from collections import Counter
 from itertools import count
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -250,7 +251,7 @@ class ForestMachine(RuleBasedStateMachine):
             doomed, keep = self._draw_doomed(data)
             marked, kept = self._marks(doomed, keep)
             both = prune(accept(self.tree, tip), marked, kept)
-            staying = pruning.Staying(kept)
+            staying = pruning.Staying(jnp.asarray(kept))
             self.tree = accept_and_prune(self.tree, tip, marked, staying)
             assert_same(self.tree, both)
         else:

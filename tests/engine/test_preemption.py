@@ -1,0 +1,91 @@
+"""Requests that give way when the pool is full, and go on where they were."""
+
+import pytest
+
+from deft_jax.capacity import Capacity
+from deft_jax.engine.engine import Engine
+from deft_jax.sampling.params import Sampling
+from deft_jax.strategies.parallel import BestOfN
+from examples.beam_search import BeamSearch
+from tests.support.strategies.prompt_lookup import PromptLookup
+from tests.support.tiny_model import AsciiTokenizer, decode_alone, tiny_model
+
+SMALL = Capacity(requests=4, rows=16, nodes=96, pages=24, page_size=8, chunk=32)
+LONG = Sampling(temperature=0.9, max_new_tokens=60, ignore_eos=True, seed=5)
+PROMPTS = ["Hello world", "abc", "The quick brown fox", "12345"]
+WAIT_S = 120
+
+
+def new_engine(**options) -> Engine:
+    return Engine(tiny_model(), AsciiTokenizer(), capacity=SMALL, **options)
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.parametrize("n", [1, 2])
+def test_nobody_ends_because_others_took_the_pages(n: int, prefix_cache: bool):
+    """Four requests of 60 tokens take up to 40 pages, or 70, and there are 24."""
+    engine = new_engine(prefix_cache=prefix_cache)
+    trees = engine.generate(PROMPTS, BestOfN(n), LONG)
+    for prompt, tree in zip(PROMPTS, trees, strict=True):
+        assert tree.notice is None
+        for branch, leaf in enumerate(tree.leaves()):
+            alone = decode_alone(prompt, LONG, branch)
+            assert (leaf.tokens, leaf.finish_reason) == (alone.tokens, "length")
+    assert engine.statistics()["preempted"] > 0
+    engine.clear_cache()
+    assert engine.state.tree.num_free_pages == SMALL.pages
+    assert engine.state.tree.num_free_nodes == SMALL.nodes
+
+
+def test_the_lowest_priority_gives_way():
+    engine = new_engine()
+    ended: list[int] = []
+    handles = []
+    for priority, prompt in enumerate(PROMPTS):
+        handle = engine.submit(prompt, BestOfN(2), LONG, priority=priority)
+        handle.add_done_callback(lambda _, priority=priority: ended.append(priority))
+        handles.append(handle)
+    for prompt, handle in zip(PROMPTS, handles, strict=True):
+        for branch, leaf in enumerate(handle.result(WAIT_S).leaves()):
+            assert leaf.tokens == decode_alone(prompt, LONG, branch).tokens
+    assert engine.statistics()["preempted"] > 0
+    assert ended[0] == 3
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [BeamSearch(width=3, length=40), PromptLookup(depth=3, paths=2)],
+    ids=["beams", "drafts"],
+)
+def test_a_strategy_that_is_preempted_goes_on_with_its_nodes(strategy):
+    sampling = Sampling(temperature=0.0, max_new_tokens=40, ignore_eos=True)
+    alone = [new_engine().generate(p, strategy, sampling)[0] for p in PROMPTS]
+    engine = new_engine()
+    trees = engine.generate(PROMPTS, strategy, sampling)
+    for tree, expected in zip(trees, alone, strict=True):
+        assert [n.tokens for n in tree.nodes] == [n.tokens for n in expected.nodes]
+        assert tree.notice is None
+    assert engine.statistics()["preempted"] > 0
+
+
+def test_a_request_that_cannot_fit_alone_ends_and_keeps_what_it_has():
+    engine = new_engine()
+    (tree,) = engine.generate("Hello", BestOfN(8), LONG)
+    assert {leaf.finish_reason for leaf in tree.leaves()} == {"capacity"}
+    assert "24 pages of 8 tokens" in str(tree.notice)
+    for branch, leaf in enumerate(tree.leaves()):
+        alone = decode_alone("Hello", LONG, branch).tokens
+        assert leaf.tokens == alone[: len(leaf.tokens)] and len(leaf.tokens) > 8
+
+
+def test_pinned_paths_give_way_before_a_request_ends():
+    engine = new_engine()
+    handles = [engine.submit(p * 3, sampling=LONG, pin=True) for p in PROMPTS[:3]]
+    for handle in handles:
+        handle.result(WAIT_S)
+    (tree,) = engine.generate("Hello", BestOfN(3), LONG)
+    assert tree.notice is None
+    for branch, leaf in enumerate(tree.leaves()):
+        assert leaf.tokens == decode_alone("Hello", LONG, branch).tokens
+    for handle in handles:
+        engine.unpin(handle.pin)
