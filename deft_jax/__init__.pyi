@@ -2,6 +2,8 @@
 
 from .attention.api import tree_attention
 from .attention.grouping import Grouping, group
+from .attention.plan import AttentionPlan, plan_attention
+from .attention.spec import AttentionSpec, Heads
 from .attention.work_lists import WorkList
 from .capacity import Capacity
 from .engine.branch import Branch
@@ -14,6 +16,7 @@ from .kv.pool import LayerKV, create_pool, write
 from .results.counters import Status
 from .results.generation_tree import GenerationTree
 from .results.tree_node import TokenEvent, TreeNode
+from .runtime.attention_method import TreeMethod
 from .sampling.params import Sampling
 from .sampling.vocab_search import top_k
 from .strategies.check_plan import check_plan
@@ -43,6 +46,8 @@ __all__ = [
     "NO_NODE",
     "RUNNING",
     "STOP",
+    "AttentionPlan",
+    "AttentionSpec",
     "BestOfN",
     "Branch",
     "BranchGroup",
@@ -52,6 +57,7 @@ __all__ = [
     "Engine",
     "GenerationTree",
     "Grouping",
+    "Heads",
     "LayerKV",
     "Plan",
     "Planner",
@@ -63,6 +69,7 @@ __all__ = [
     "Strategy",
     "TokenEvent",
     "Tree",
+    "TreeMethod",
     "TreeNode",
     "View",
     "WorkList",
@@ -77,6 +84,7 @@ __all__ = [
     "enable_compilation_cache",
     "finish_code",
     "group",
+    "plan_attention",
     "prune",
     "split",
     "top_k",

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from deft_jax.attention import (
-    AttentionSpec,
+    Logits,
     group_arrays,
     make_spec,
     num_multiprocessors,
@@ -161,7 +161,7 @@ def main() -> None:
         for shape in (shapes[0], shapes[1], shapes[1])
     )
     q_shape, k_shape = (jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes)
-    plain = AttentionSpec.plain(HEAD_DIM)
+    plain = Logits.plain(HEAD_DIM)
     spec = make_spec(q_shape, k_shape, plain, num_workers=num_multiprocessors())
     step = jax.jit(lambda *arrays: prepare(group_arrays(*arrays), spec))
 

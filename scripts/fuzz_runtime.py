@@ -191,17 +191,19 @@ class Client:
         if job.kind == "read":
             self.check_reading(job, result)
             return
-        if result.notice is not None:
+        if result.notice is not None and self.fits(job):
             raise Wrong(f"{job}: {result.notice}")
-        early = {leaf.finish_reason for leaf in result.leaves()} & {"interrupted"}
-        if early and not job.is_cancelled:
+        reasons = {leaf.finish_reason for leaf in result.leaves()}
+        early = reasons & {"interrupted", "capacity"}
+        if "interrupted" in reasons and not job.is_cancelled:
             raise Wrong(f"{job}: interrupted, and nobody asked for it")
         if job.kind == "beam":
             leaves = tuple(leaf.tokens for leaf in result.leaves())
             with BEAM_LOCK:
                 expected = beam_alone(job.prompt, job.n)
             if not early and leaves != expected:
-                raise Wrong(f"{job}: {leaves}, alone {expected}")
+                reasons = [leaf.finish_reason for leaf in result.leaves()]
+                raise Wrong(f"{job}: {leaves} {reasons}, alone {expected}")
             return
         for branch, leaf in enumerate(result.leaves()):
             if leaf.parent is None:
@@ -221,6 +223,14 @@ class Client:
                 raise Wrong(f"{job}: log-probabilities are off by {error.max()}")
             if job.told and tuple(job.told[leaf.id]) != leaf.tokens:
                 raise Wrong(f"{job}: told {job.told[leaf.id]}, got {leaf.tokens}")
+
+    def fits(self, job: Job) -> bool:
+        """Say whether a request fits an empty pool with all its branches."""
+        capacity = self.engine.capacity
+        assert capacity is not None
+        limit = capacity.pages_for(job.sampling.max_new_tokens)
+        needed = capacity.pages_for(len(job.prompt)) + 1 + job.n * (limit + 1)
+        return needed <= capacity.pages
 
     def check_reading(self, job: Job, reading: Any) -> None:
         """Compare log-probabilities with those of the whole text alone."""
@@ -287,7 +297,7 @@ def fuzz(seconds: float, seed: int, capacity: Capacity) -> collections.Counter:
 
 def main() -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Lets requests come and go at random.")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

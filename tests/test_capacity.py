@@ -1,4 +1,6 @@
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from deft_jax.capacity import DEFAULT_ROWS, SMALL_CHUNK, Capacity, bucket, row_bucket
 from deft_jax.engine.request import Request
 from deft_jax.errors import CapacityError
+from deft_jax.sampling.params import Sampling
 
 SIZES = ["requests", "rows", "nodes", "pages", "page_size", "chunk"]
 BUCKETS = sorted(size << shift for size in (1, 3) for shift in range(24))
@@ -95,8 +98,16 @@ def test_covers_allows_more_of_what_changes_no_result(name, change):
 def test_every_request_may_start(call):
     made = Capacity.for_requests(**call)
     for index, length in enumerate(call["prompt_tokens"]):
-        limit, rows, nodes = call["max_new_tokens"], call["rows"], call["nodes"]
-        Request(index, [0] * length, "", limit, rows, nodes).check(made)
+        size: Any = SimpleNamespace(rows=call["rows"], nodes=call["nodes"])
+        request = Request(
+            index=index,
+            prompt=[0] * length,
+            text="",
+            limit=call["max_new_tokens"],
+            sampling=Sampling(),
+            strategy=size,
+        )
+        request.check(made)
 
 
 @given(calls)

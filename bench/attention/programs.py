@@ -14,7 +14,7 @@ from deft_jax.attention.api import tree_attention
 from deft_jax.attention.grouping import Grouping, group
 from deft_jax.attention.kernel_inputs import prepare
 from deft_jax.attention.schedule import partial_bytes
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
 
@@ -72,7 +72,7 @@ def make_steps(implementation: str, q, k_pages) -> Steps:
 
 
 def _mosaic_steps(q, k_pages) -> Steps:
-    plain = AttentionSpec.plain(q.shape[-1])
+    plain = Logits.plain(q.shape[-1])
     spec = mosaic.make_spec(q, k_pages, plain, num_workers=MULTIPROCESSORS)
     return Steps(
         prepare=lambda grouping: prepare(grouping, spec),

@@ -90,7 +90,8 @@ def run(repeats: int) -> dict:
     ceilings = measure_ceilings(model, repeats)
     console.print(dataclasses.asdict(ceilings))
     prompt = (tokenizer.encode(PROMPT) * 40)[:PROMPT_TOKENS]
-    engine = Engine(model, tokenizer)
+    # Every call is to read its prompt.
+    engine = Engine(model, tokenizer, prefix_cache=False)
     runs = [measure(engine, prompt, n, ceilings, repeats) for n in BRANCHES]
     console.print(_table(runs))
     return card | {
@@ -107,7 +108,7 @@ def run(repeats: int) -> dict:
 def measure_ceilings(model: Llama, repeats: int) -> Ceilings:
     """Time bare products of the model's weights."""
     layers = [_matrices(layer) for layer in model.layers]
-    head = model.head[...]
+    head = model.head.weight[...]
     width = head.shape[0]
 
     def seconds(rows: int, head: jax.Array | None) -> float:
@@ -157,7 +158,12 @@ def measure(
 
 
 def _matrices(layer) -> list[jax.Array]:
-    return [layer.qkv[...], layer.out[...], layer.gate_up[...], layer.down[...]]
+    return [
+        layer.qkv.weight[...],
+        layer.out.weight[...],
+        layer.gate_up.weight[...],
+        layer.down.weight[...],
+    ]
 
 
 @jax.jit

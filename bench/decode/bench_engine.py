@@ -6,17 +6,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deft_jax.engine.engine import Engine
-from deft_jax.engine.runner import (
-    Runner,
-    decode_program,
-    run_prefill,
-    with_top_log,
-)
-from deft_jax.runtime.state import Chunk, DecodeState
+from deft_jax.engine.runner import Runner, decode_step_of, feed_step
+from deft_jax.runtime.state import Chunk, Question, Report, Turn
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Planner
 
@@ -78,6 +72,8 @@ class Burst:
 class BenchEngine(Engine):
     """Measures bursts of decode steps; everything else is the engine's own.
 
+    Nothing is kept from call to call, so that each does the same.
+
     Attributes:
         runner: what measures.
     """
@@ -95,8 +91,11 @@ class BenchEngine(Engine):
             programs: compiled steps of engines with this model.
             options: keyword arguments for `Engine`.
         """
-        super().__init__(model, tokenizer, **options)
-        self.runner = BenchRunner(model, self.method, programs or Programs())
+        self._programs = programs or Programs()
+        super().__init__(model, tokenizer, prefix_cache=False, **options)
+
+    def _create_runner(self, model) -> "BenchRunner":
+        return BenchRunner(model, self.method, self._programs)
 
 
 class BenchRunner(Runner):
@@ -114,67 +113,68 @@ class BenchRunner(Runner):
         self._programs = programs
         self._used: dict[Hashable, Any] = {}
 
-    def prefill(self, chunk: Chunk) -> DecodeState:
-        """Feed a chunk of prompts; return the new state."""
-        outside = {"planner": self.state.planner, "top_log": self.state.top_log}
-        inside = dataclasses.replace(self.state, planner=(), top_log=())
-        args = self.model, inside, chunk
-        program = self._program("prefill", run_prefill, args, method=self.method)
-        self._state = dataclasses.replace(program(*args), **outside)
-        return self.state
+    def feed(self, chunk: Chunk, question: Question | None = None) -> Report:
+        """Feed a chunk of prompts."""
+        num_tokens = len(chunk.token)
+        if question is None and feed_step(num_tokens, False) not in self._used:
+            self.start_feed(num_tokens)
+        return super().feed(chunk, question)
 
     def decode(
-        self, table: RequestTable, dropped: np.ndarray, max_steps: int, planner: Planner
-    ) -> DecodeState:
-        """Run up to `max_steps` steps, fewer while profiling; return the new state."""
+        self, table: RequestTable, turn: Turn, planner: Planner, width: int
+    ) -> Report:
+        """Run up to `turn.max_steps` steps, fewer while profiling."""
+        if decode_step_of(planner, width) not in self._used:
+            self.start_decode(table, planner, width)
+        run = super().decode
+        if not turn.max_steps:
+            return run(table, turn, planner, width)
         # The first burst of a call ends its prompt.
         recorded = self.record is not None and len(self.bursts) % 2 == 1
         if self.record is not None:
-            max_steps = min(max_steps, 1 if recorded else STEPS_BETWEEN)
-        state = with_top_log(self.state, table.num_top)
-        args = self.model, state, table, dropped, jnp.int32(max_steps)
-        static = {"planner": planner, "method": self.method}
-        program = self._program(planner, decode_program(), args, **static)
+            most = np.int32(1 if recorded else STEPS_BETWEEN)
+            turn = dataclasses.replace(turn, max_steps=min(turn.max_steps, most))
         burst = Burst(time.perf_counter())
-        if recorded and self.record is not None:
-            self._state = _profile(burst, self.record, lambda: program(*args))
-        else:
-            self._state = program(*args)
         self.bursts.append(burst)
-        return self.state
+        if not recorded or self.record is None:
+            return run(table, turn, planner, width)
+        # The burst before may still be running.
+        jax.block_until_ready(self.state)
+        return _profile(burst, self.record, lambda: run(table, turn, planner, width))
 
     def programs(self) -> list[Any]:
         """Return the compiled steps that have run."""
         return list(self._used.values())
 
     def decode_program(self, planner: Planner) -> Any:
-        """Return the compiled decode loop of a planner that has run."""
-        return self._used[planner]
+        """Return the compiled decode loop of a planner that has run with all rows."""
+        assert self.capacity is not None
+        return self._used[decode_step_of(planner, self.capacity.rows)]
 
-    def _program(self, step: Hashable, jitted, args, **static):
-        if step not in self._used:
-            key = self.method, step
-            self._used[step] = self._programs.get(
-                self.capacity, key, lambda: jitted.lower(*args, **static).compile()
-            )
-        return self._used[step]
+    def _start(self, step, table, jitted, arguments, static) -> None:
+        """Compile a step now, or take it from another engine of the model."""
+        program = self._programs.get(
+            self.capacity,
+            (self.method, step),
+            lambda: jitted.lower(*arguments, **static).compile(),
+        )
+        self._used[step] = program
+        self.ahead.start(self._key(step, table), lambda: program)
 
 
-def _profile(
-    burst: Burst, record: Record, call: Callable[[], DecodeState]
-) -> DecodeState:
+def _profile(burst: Burst, record: Record, call: Callable[[], Report]) -> Report:
     """Run a burst and write down the kernels that it started."""
-    states: list[DecodeState] = []
+    reports: list[Report] = []
 
     def run() -> jax.Array:
-        states.append(call())
-        return states[0].step
+        reports.append(call())
+        return reports[0].numbers
 
     burst.kernels = {}
     for name, ms in record(run):
         burst.kernels[name] = burst.kernels.get(name, 0.0) + ms
-    burst.steps = int(states[0].step)
-    return states[0]
+    burst.steps = int(reports[0].numbers[0])
+    return reports[0]
 
 
 def peak_bytes(programs: Iterable[Any]) -> int | None:

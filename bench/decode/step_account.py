@@ -8,7 +8,7 @@ from deft_jax.accounting.methods import AttentionSizes, KernelSizes, Method
 from deft_jax.attention.backend import Backend, choose_backend
 from deft_jax.attention.device import num_multiprocessors
 from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.errors import DeftError
 
 from ..methods.choice import CHUNK_TOKENS
@@ -63,7 +63,7 @@ def implementation(workload: Workload, method: Method, setting: Setting) -> str:
 def _kernel_sizes(workload: Workload, method: Method, setting: Setting) -> KernelSizes:
     if implementation(workload, method, setting) != "mosaic_gpu":
         return KernelSizes(chunk_tokens=CHUNK_TOKENS)
-    plain = AttentionSpec.plain(setting.model.config.head_dim)
+    plain = Logits.plain(setting.model.config.head_dim)
     shapes = _shapes(workload, setting)
     spec = make_spec(*shapes, plain, num_workers=num_multiprocessors())
     return dataclasses.replace(KernelSizes.of(spec), chunk_tokens=CHUNK_TOKENS)

@@ -10,19 +10,18 @@ import dataclasses
 import jax
 
 from deft_jax.accounting.methods import METHODS
-from deft_jax.attention.backend import Backend, choose_backend
+from deft_jax.attention.backend import Backend
 from deft_jax.attention.grouping import group
-from deft_jax.attention.hopper import attend
 from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.plan import AttentionPlan, KernelPlan
 from deft_jax.errors import DeftError
-from deft_jax.kv.pool import LayerKV
-from deft_jax.layers.qkv import QKV
 from deft_jax.runtime.attention_method import (
     AttentionMethod,
     Pool,
+    Specs,
     StepPlan,
     TreeMethod,
-    append_pages,
+    plan_kinds,
 )
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
@@ -81,26 +80,29 @@ class SequenceMethod(TreeMethod):
     """
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
+        self,
+        tree: Tree,
+        slots: Slots,
+        pool: Pool,
+        previous_node: jax.Array | None,
+        specs: Specs,
     ) -> tuple[StepPlan, Pool]:
         """List the pages of each sequence; prompts are read as by the tree's."""
         if previous_node is None:
-            return super().plan(tree, slots, pool, previous_node)
-        return StepPlan(group(tree, slots, tile_queries=1), slots, extra=()), pool
+            return super().plan(tree, slots, pool, previous_node, specs)
+        grouping = group(tree, slots, tile_queries=1)
+        plans = plan_kinds(grouping, specs, self.implementation, pool)
+        attention = {kind: _one_by_one(plan) for kind, plan in plans.items()}
+        return StepPlan.create(grouping, slots, attention), pool
 
-    def attend(
-        self, plan: StepPlan, heads: QKV, layer: LayerKV
-    ) -> tuple[jax.Array, LayerKV]:
-        """Attend to one sequence at a time."""
-        if plan.extra is None:
-            return super().attend(plan, heads, layer)
-        q, layer = append_pages(plan, heads, layer, self.implementation)
-        with jax.named_scope("attention"):
-            backend = choose_backend(self.implementation, q, layer.k)
-            if backend is not Backend.HOPPER:
-                return self.attend_pages(q, layer, plan.grouping), layer
-            sizes = sequence_spec(q, layer.k, self.spec_for(q))
-            with jax.named_scope("grouping"):
-                prepared = prepare(plan.grouping, sizes)
-            out, _ = attend(sizes, q, layer.k, layer.v, prepared)
-        return out, layer
+
+def _one_by_one(plan: AttentionPlan) -> AttentionPlan:
+    """Return the plan whose kernel tiles hold one query each."""
+    if plan.backend is not Backend.HOPPER:
+        return plan
+    grouping, spec = plan.grouping, plan.spec
+    q = spec.queries(grouping.num_queries)
+    sizes = sequence_spec(q, spec.pages(*grouping.slot_first.shape), spec.logits)
+    with jax.named_scope("grouping"):
+        inputs = prepare(grouping, sizes)
+    return dataclasses.replace(plan, kernels=KernelPlan(inputs, sizes))

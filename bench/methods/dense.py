@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax.attention.grouping import group
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.capacity import Capacity
 from deft_jax.kv.pool import LayerKV
+from deft_jax.layers.ops import FULL
 from deft_jax.layers.qkv import QKV
-from deft_jax.runtime.attention_method import Pool, StepPlan
+from deft_jax.runtime.attention_method import Pool, Specs, StepPlan
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
 
@@ -38,7 +39,12 @@ class DenseMethod:
         )
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
+        self,
+        tree: Tree,
+        slots: Slots,
+        pool: Pool,
+        previous_node: jax.Array | None,
+        specs: Specs,
     ) -> tuple[StepPlan, Pool]:
         """Make the mask [Q, M * P], true where a query sees a token."""
         grouping = group(tree, slots)
@@ -47,10 +53,11 @@ class DenseMethod:
             grouping.slot_first.reshape(1, -1),
             grouping.slot_end.reshape(1, -1),
         )
-        return StepPlan(grouping, slots, extra=(first <= rank) & (rank < end)), pool
+        mask = (first <= rank) & (rank < end)
+        return StepPlan.create(grouping, slots, {}, extra=mask), pool
 
     def attend(
-        self, plan: StepPlan, heads: QKV, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV, kind: str = FULL
     ) -> tuple[jax.Array, LayerKV]:
         """Attend to all slots under the mask."""
         q, k, v = heads.rotated()
@@ -60,10 +67,10 @@ class DenseMethod:
 
 
 def _write(plan: StepPlan, k, v, layer: LayerKV) -> LayerKV:
-    order, slots = plan.grouping.order, plan.slots
+    slots = plan.slots
     page_size = plan.grouping.slot_first.shape[1]
     # Idle rows have a page past the last, which is dropped.
-    at = (slots.page * page_size + slots.slot)[order]
+    at = slots.page * page_size + slots.slot
 
     def put(pool, rows):
         rows = rows.astype(pool.dtype).swapaxes(0, 1)
@@ -76,7 +83,7 @@ def _write(plan: StepPlan, k, v, layer: LayerKV) -> LayerKV:
 def _attend(q: jax.Array, layer: LayerKV, mask: jax.Array) -> jax.Array:
     """Return the attention [Q, H, D]; a query that sees nothing gets zeros."""
     heads = q.reshape(q.shape[0], layer.k.shape[0], -1, q.shape[2])
-    spec = AttentionSpec.plain(q.shape[2])
+    spec = Logits.plain(q.shape[2])
     scores = jnp.einsum(
         "qkgd,ksd->kgqs", heads, layer.k, preferred_element_type=jnp.float32
     )

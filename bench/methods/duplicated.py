@@ -6,19 +6,27 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.attention.backend import Backend, choose_backend
+from deft_jax.attention.backend import Backend
 from deft_jax.attention.grouping import Grouping, group, group_arrays
 from deft_jax.attention.hopper import attend
 from deft_jax.attention.kernel_inputs import prepare, tiling_of
+from deft_jax.attention.plan import AttentionPlan, KernelPlan
 from deft_jax.attention.schedule import Schedule, describe_tiles, divide
 from deft_jax.attention.shares import even_shares
-from deft_jax.attention.spec import AttentionSpec, Tiling
+from deft_jax.attention.spec import Logits, Tiling
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.kv import pool as kv_pool
 from deft_jax.kv.pool import LayerKV
+from deft_jax.layers.ops import FULL
 from deft_jax.layers.qkv import QKV
-from deft_jax.runtime.attention_method import Pool, StepPlan, TreeMethod
+from deft_jax.runtime.attention_method import (
+    Pool,
+    Specs,
+    StepPlan,
+    TreeMethod,
+    plan_kinds,
+)
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
 
@@ -85,54 +93,76 @@ class DuplicatedMethod:
         )
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
+        self,
+        tree: Tree,
+        slots: Slots,
+        pool: Pool,
+        previous_node: jax.Array | None,
+        specs: Specs,
     ) -> tuple[StepPlan, Pool]:
         """Copy the caches that branches begin with, and find where each row writes."""
         pages = self._pages(tree.page_size)
         grouping = group(tree, slots)
         if previous_node is None:
-            return _plan_prompt(slots, grouping, pages, tree.page_size), pool
+            cache, slots = _prompt_cache(slots, grouping, pages, tree.page_size)
+            attention = plan_kinds(cache, specs, self.implementation, pool)
+            return StepPlan.create(cache, slots, attention), pool
         with jax.named_scope("tree_operations"):
             pool = copy_caches(find_sources(tree, slots, previous_node), pool, pages)
         own = _find_caches(tree, slots, grouping.order, pages)
-        return StepPlan(grouping, slots, own), pool
+        num_pages = (slots.page.shape[0] + 1) * pages
+        plans = plan_kinds(grouping, specs, self.implementation, pool)
+        attention = {k: _read_caches(plan, own, num_pages) for k, plan in plans.items()}
+        return StepPlan.create(grouping, slots, attention, own), pool
 
     def attend(
-        self, plan: StepPlan, heads: QKV, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV, kind: str = FULL
     ) -> tuple[jax.Array, LayerKV]:
         """Attend with each row over its own cache."""
         own = plan.extra
         if own is None:
-            return self._read_prompt(plan, heads, layer)
+            return self._read_prompt(plan, heads, layer, kind)
+        attention = plan.of_kind(kind)
+        kernels = attention.kernels
         with jax.named_scope("kv_write"):
             q, layer = heads.append(layer, own.page, own.slot, self.implementation)
         with jax.named_scope("attention"):
-            spec = AttentionSpec.plain(q.shape[2])
-            if choose_backend(self.implementation, q, layer.k) is Backend.HOPPER:
-                sizes = sequence_spec(q, layer.k, spec)
-                args = own, plan.grouping, layer.k.shape[0], tiling_of(sizes)
-                with jax.named_scope("grouping"):
-                    caches, schedule = cache_work(*args)
-                    prepared = prepare(caches, sizes, schedule=schedule)
-                out, _ = attend(sizes, q, layer.k, layer.v, prepared)
-            else:
-                out = _attend_dense(q, layer, own, spec)
-        return out, layer
+            if kernels is not None and attention.backend is Backend.HOPPER:
+                args = kernels.sizes, q, layer.k, layer.v, kernels.inputs
+                return attend(*args)[0], layer
+            return _attend_dense(q, layer, own, attention.spec.logits), layer
 
     def _pages(self, page_size: int) -> int:
         """Return the number of pages of a cache."""
         return -(-self.path_tokens // page_size)
 
-    def _read_prompt(self, plan: StepPlan, heads: QKV, layer: LayerKV):
+    def _read_prompt(self, plan: StepPlan, heads: QKV, layer: LayerKV, kind: str):
         """Attend as over a tree whose pages are the first cache."""
         pages = plan.grouping.slot_first.shape[0]
         part = jax.tree.map(lambda x: x[:pages], layer)
-        out, part = TreeMethod(self.implementation).attend(plan, heads, part)
+        out, part = TreeMethod(self.implementation).attend(plan, heads, part, kind)
         return out, jax.tree.map(lambda x, new: x.at[:pages].set(new), layer, part)
 
 
-def _plan_prompt(slots: Slots, grouping: Grouping, pages: int, size: int) -> StepPlan:
-    """Plan the prompt's tokens by position, wherever the tree has its pages."""
+def _read_caches(plan: AttentionPlan, own: Caches, num_pages: int) -> AttentionPlan:
+    """Return the plan of a step in which each row reads its own cache."""
+    if plan.backend is not Backend.HOPPER:
+        return plan
+    grouping, spec = plan.grouping, plan.spec
+    page_size = grouping.slot_first.shape[1]
+    shapes = spec.queries(grouping.num_queries), spec.pages(num_pages, page_size)
+    sizes = sequence_spec(*shapes, spec.logits)
+    with jax.named_scope("grouping"):
+        args = own, grouping, num_pages, tiling_of(sizes)
+        caches, schedule = cache_work(*args)
+        inputs = prepare(caches, sizes, schedule=schedule)
+    return dataclasses.replace(plan, kernels=KernelPlan(inputs, sizes))
+
+
+def _prompt_cache(
+    slots: Slots, grouping: Grouping, pages: int, size: int
+) -> tuple[Grouping, Slots]:
+    """Group the prompt's tokens by position, wherever the tree has its pages."""
     position = jnp.arange(pages * size, dtype=jnp.int32).reshape(pages, size)
     begin, live = grouping.query_position[0], grouping.num_live
     cache = group_arrays(
@@ -145,7 +175,7 @@ def _plan_prompt(slots: Slots, grouping: Grouping, pages: int, size: int) -> Ste
     cache = dataclasses.replace(cache, order=grouping.order, rank=grouping.rank)
     page = jnp.where(grouping.rank < live, slots.position // size, pages)
     slots = dataclasses.replace(slots, page=page, slot=slots.position % size)
-    return StepPlan(cache, slots)
+    return cache, slots
 
 
 def _find_caches(tree: Tree, slots: Slots, row: jax.Array, pages: int) -> Caches:
@@ -268,7 +298,7 @@ def _cache_slots(own: Caches, num_pages: int, page_size: int) -> dict[str, jax.A
     }
 
 
-def _attend_dense(q, layer: LayerKV, own: Caches, spec: AttentionSpec) -> jax.Array:
+def _attend_dense(q, layer: LayerKV, own: Caches, spec: Logits) -> jax.Array:
     """Attend in plain XLA: every row over all its cache's room, under a mask."""
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = layer.k.shape[1]

@@ -6,22 +6,29 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deft_jax.attention.backend import Backend, choose_backend
-from deft_jax.attention.device import device_of, num_multiprocessors
-from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.hopper import attend, make_spec
+from deft_jax.attention.backend import Backend
+from deft_jax.attention.grouping import Grouping, group
+from deft_jax.attention.hopper import attend
 from deft_jax.attention.kernel_inputs import prepare, tiling_of
+from deft_jax.attention.plan import AttentionPlan, KernelPlan, plan_attention
 from deft_jax.attention.schedule import Schedule, describe_tiles, divide
 from deft_jax.attention.shares import Shares, even_shares, shares_at
-from deft_jax.attention.spec import Tiling
+from deft_jax.attention.spec import AttentionSpec, Tiling
 from deft_jax.attention.units import BOTH, NUM_CLASSES, WHOLE, classify
 from deft_jax.attention.work_lists import WorkList
 from deft_jax.attention.xla import BLOCK_TOKENS
 from deft_jax.capacity import Capacity
 from deft_jax.kv.pool import LayerKV
+from deft_jax.layers.ops import FULL
 from deft_jax.layers.qkv import QKV
 from deft_jax.pallas_kernels.grouped_partial_attention import work
-from deft_jax.runtime.attention_method import Pool, StepPlan, TreeMethod, append_pages
+from deft_jax.runtime.attention_method import (
+    Pool,
+    Specs,
+    StepPlan,
+    TreeMethod,
+    append_pages,
+)
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.counting import exclusive_cumsum
 from deft_jax.tree.state import Tree
@@ -50,35 +57,53 @@ class NodeMethod(TreeMethod):
         return super().create_pool(config, capacity, dtype)
 
     def plan(
-        self, tree: Tree, slots: Slots, pool: Pool, previous_node: jax.Array | None
+        self,
+        tree: Tree,
+        slots: Slots,
+        pool: Pool,
+        previous_node: jax.Array | None,
+        specs: Specs,
     ) -> tuple[StepPlan, Pool]:
-        """Group the queries and keep the tree, which says whose each slot is."""
+        """Group the queries, and list the work of each kind of layer node by node."""
         # What idle rows write must miss the page that nobody sees, too.
         live = slots.page < tree.num_pages
         page = jnp.where(live, slots.page, tree.num_pages + 1)
         slots = dataclasses.replace(slots, page=page)
-        plan, pool = super().plan(tree, slots, pool, previous_node)
-        return dataclasses.replace(plan, extra=tree), pool
+        grouping, number = group(tree, slots), slot_numbers(tree)
+        attention = {
+            kind: self._plan_kind(grouping, number, tree.num_nodes, spec)
+            for kind, spec in specs.items()
+        }
+        return StepPlan.create(grouping, slots, attention), pool
+
+    def _plan_kind(
+        self, grouping: Grouping, number: jax.Array, num_nodes: int, spec: AttentionSpec
+    ) -> AttentionPlan:
+        plan = plan_attention(grouping, spec, implementation=self.implementation)
+        if plan.backend is not Backend.HOPPER:
+            grouping = _by_nodes(grouping, number, num_nodes)
+            return plan_attention(grouping, spec, implementation=self.implementation)
+        assert plan.kernels is not None
+        sizes = plan.kernels.sizes
+        with jax.named_scope("grouping"):
+            tiling = tiling_of(sizes)
+            schedule = node_schedule(grouping, number, tiling, self.chunk_tokens)
+            inputs = prepare(grouping, sizes, schedule=schedule)
+        return dataclasses.replace(plan, kernels=KernelPlan(inputs, sizes))
 
     def attend(
-        self, plan: StepPlan, heads: QKV, layer: LayerKV
+        self, plan: StepPlan, heads: QKV, layer: LayerKV, kind: str = FULL
     ) -> tuple[jax.Array, LayerKV]:
         """Attend node by node."""
+        attention = plan.of_kind(kind)
+        kernels = attention.kernels
+        if kernels is None or attention.backend is not Backend.HOPPER:
+            return super().attend(plan, heads, layer, kind)
         q, layer = append_pages(plan, heads, layer, self.implementation)
-        number = slot_numbers(plan.extra)
         with jax.named_scope("attention"):
-            backend = choose_backend(self.implementation, q, layer.k)
-            if backend is not Backend.HOPPER:
-                grouping = _by_nodes(plan.grouping, number, plan.extra.num_nodes)
-                return self.attend_pages(q, layer, grouping), layer
-            workers = num_multiprocessors(device_of(q, layer.k))
-            sizes = make_spec(q, layer.k, self.spec_for(q), num_workers=workers)
-            args = plan.grouping, number, tiling_of(sizes), self.chunk_tokens
-            with jax.named_scope("grouping"):
-                schedule = node_schedule(*args)
-                prepared = prepare(plan.grouping, sizes, schedule=schedule)
-            out, _ = attend(sizes, q, layer.k, layer.v, prepared)
-        return out, layer
+            # The kernels do not know of the page that nobody sees.
+            args = kernels.sizes, q, layer.k, layer.v, kernels.inputs
+            return attend(*args)[0], layer
 
 
 def slot_numbers(tree: Tree) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 
 from deft_jax.attention.device import device_of, num_multiprocessors
 from deft_jax.attention.hopper import DEFAULT_WORKERS, copied, even_workers, make_spec
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
 
 CONFIG = KernelConfig(unit_tokens=16, block_tokens=64, stages=4)
@@ -19,7 +19,7 @@ WIDE_CONFIG = dataclasses.replace(CONFIG, stages=2)
 def sequence_spec(
     q: jax.Array | jax.ShapeDtypeStruct,
     k_pages: jax.Array | jax.ShapeDtypeStruct,
-    spec: AttentionSpec,
+    spec: Logits,
     num_workers: int | None = None,
 ) -> KernelSpec:
     """Return the spec whose tiles hold one query, or as few as one copy can move.

@@ -1,7 +1,8 @@
 """The op, and its parts for those who drive the kernels from a loop of their own.
 
-`tree_attention` does all of it. `make_spec`, `prepare` and `attend` are its three steps
-on Hopper: sizes once, work lists once per step, kernels once per layer.
+`tree_attention` does all of it. `plan_attention` does what layers share, once per step
+and kind of layer. `make_spec`, `prepare` and `attend` are the three steps on Hopper:
+sizes once, work lists once per step, kernels once per layer.
 
 `__init__.pyi` lists the public names; each is imported when it is first used.
 """

@@ -1,28 +1,25 @@
 """The op: attention of every query token of a forest over the KV it sees."""
 
-import math
-import numbers
+import dataclasses
 
 import jax
 
-from deft_jax.attention.backend import Backend, choose_backend
-from deft_jax.attention.checks import whole_number
-from deft_jax.attention.device import device_of, has_bulk_copies, num_multiprocessors
+from deft_jax.attention.backend import Backend
+from deft_jax.attention.device import device_of, has_bulk_copies
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.hopper import tree_attention_mosaic
-from deft_jax.attention.portable import tree_attention_mma
+from deft_jax.attention.hopper import attend
+from deft_jax.attention.plan import AttentionPlan, make_plan
+from deft_jax.attention.portable import attend_portably
 from deft_jax.attention.reference import tree_attention_reference
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import DTYPES, AttentionSpec, Heads, may_store
 from deft_jax.attention.xla import tree_attention_xla
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def tree_attention(
     q: jax.Array,
     k_pages: jax.Array,
     v_pages: jax.Array,
-    grouping: Grouping,
+    grouping: Grouping | AttentionPlan,
     *,
     scale: float | None = None,
     window: int | None = None,
@@ -42,9 +39,11 @@ def tree_attention(
     Args:
         q: [Q, H, D], queries in rank order (row `grouping.order[r]` at rank `r`).
         k_pages: [M, K, P, D], keys, the step's own tokens written; H is a multiple
-            of K. Same dtype as q: float32, bfloat16 or float16.
+            of K. Same dtype as q: float32, bfloat16 or float16; under float32 queries
+            "xla" and "reference" read any of these.
         v_pages: [M, K, P, D], values.
-        grouping: what each query sees, after the step's tokens were appended.
+        grouping: what each query sees, after the step's tokens were appended; or a plan
+            of it from `plan_attention`, which layers share and which has the options.
         scale: factor of the logits, above 0; `D ** -0.5` by default.
         window: a query sees only tokens less than this many positions back along its
             path, itself counted.
@@ -61,29 +60,43 @@ def tree_attention(
         lse: [Q, H] float32, natural log of the sum of exponentials; -inf there.
 
     Raises:
-        ValueError: shapes, dtypes or options do not fit each other.
+        ValueError: shapes, dtypes or options do not fit each other or the plan.
         NotImplementedError: a gradient of "mosaic_gpu" was asked for.
     """
+    options = (scale, window, soft_cap, implementation)
+    if isinstance(grouping, AttentionPlan):
+        _check_arrays(q, k_pages, v_pages, grouping.grouping)
+        _check_plan(grouping, q, k_pages, options)
+        return _attend(q, k_pages, v_pages, grouping)
     _check_arrays(q, k_pages, v_pages, grouping)
-    spec = _check_options(q.shape[2], scale, window, soft_cap)
-    backend = choose_backend(implementation, q, k_pages)
-    return _BACKENDS[backend](q, k_pages, v_pages, grouping, spec)
-
-
-def _attend_on_hopper(q, k_pages, v_pages, grouping, spec):
-    workers = num_multiprocessors(device_of(q, k_pages))
-    q, k_pages, v_pages = _without_gradient(q, k_pages, v_pages)
-    return tree_attention_mosaic(
-        q, k_pages, v_pages, grouping, spec, num_workers=workers
+    spec = AttentionSpec.create(
+        Heads(q.shape[1], k_pages.shape[1], q.shape[2]),
+        q.dtype,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        kv_dtype=k_pages.dtype,
     )
+    plan = make_plan(grouping, spec, implementation, device_of(q, k_pages))
+    return _attend(q, k_pages, v_pages, plan)
 
 
-def _attend_portably(q, k_pages, v_pages, grouping, spec):
-    device = device_of(q, k_pages)
-    bulk, workers = has_bulk_copies(device), num_multiprocessors(device)
+def _attend(q, k_pages, v_pages, plan: AttentionPlan) -> tuple[jax.Array, jax.Array]:
+    """Run what a plan is for on arrays that fit it."""
+    kernels = plan.kernels
+    if kernels is None:
+        plain = (
+            tree_attention_xla
+            if plan.backend is Backend.XLA
+            else tree_attention_reference
+        )
+        return plain(q, k_pages, v_pages, plan.grouping, plan.spec.logits)
+    bulk = has_bulk_copies(device_of(q, k_pages))
     q, k_pages, v_pages = _without_gradient(q, k_pages, v_pages)
-    return tree_attention_mma(
-        q, k_pages, v_pages, grouping, spec, bulk=bulk, num_workers=workers
+    if plan.backend is Backend.HOPPER:
+        return attend(kernels.sizes, q, k_pages, v_pages, kernels.inputs)
+    return attend_portably(
+        kernels.sizes, q, k_pages, v_pages, kernels.inputs, bulk=bulk
     )
 
 
@@ -102,15 +115,6 @@ def _refuse(primals, tangents):
         "implementation 'mosaic_gpu' has no gradient; differentiate tree_attention "
         "with implementation='xla'"
     )
-
-
-_BACKENDS = {
-    Backend.HOPPER: _attend_on_hopper,
-    Backend.PORTABLE: _attend_portably,
-    Backend.XLA: tree_attention_xla,
-    Backend.REFERENCE: tree_attention_reference,
-}
-"""What runs on each backend, called with q, k_pages, v_pages, grouping and spec."""
 
 
 def _check_arrays(q, k_pages, v_pages, grouping) -> None:
@@ -141,36 +145,31 @@ def _check_arrays(q, k_pages, v_pages, grouping) -> None:
             f"grouping is for {grouping.num_queries} queries and pages of "
             f"{grouping.slot_first.shape}, got {q.shape[0]} queries and {slots}"
         )
-    if not (q.dtype == k_pages.dtype == v_pages.dtype):
+    if k_pages.dtype != v_pages.dtype or not may_store(q.dtype, k_pages.dtype):
         raise ValueError(
-            f"q, k_pages and v_pages must share a dtype, got {q.dtype}, "
-            f"{k_pages.dtype} and {v_pages.dtype}"
+            "q, k_pages and v_pages must share a dtype, or q be float32 over narrower "
+            f"k_pages and v_pages, got {q.dtype}, {k_pages.dtype} and {v_pages.dtype}"
         )
     if q.dtype.name not in DTYPES:
         raise ValueError(f"q must be of dtype {', '.join(DTYPES)}, got {q.dtype}")
 
 
-def _check_options(head_dim: int, scale, window, soft_cap) -> AttentionSpec:
-    """Return the spec that the options describe.
+def _check_plan(plan: AttentionPlan, q, k_pages, options: tuple) -> None:
+    """Check that arrays are those that a plan was made for, and come without options.
 
     Raises:
-        ValueError: an option is no number, or out of its range.
+        ValueError: they are not.
     """
-    for name, value in (("scale", scale), ("soft_cap", soft_cap)):
-        if value is None:
-            continue
-        if not _is_number(value):
-            raise ValueError(f"{name} must be a number above 0 or None, got {value!r}")
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
-    if window is not None:
-        window = whole_number("window", window)
-    return AttentionSpec(
-        scale=1 / math.sqrt(head_dim) if scale is None else float(scale),
-        window=window,
-        soft_cap=None if soft_cap is None else float(soft_cap),
-    )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if any(option is not None for option in options):
+        raise ValueError(
+            "a plan has its options: expected no scale, window, soft_cap or "
+            "implementation beside it; give them to plan_attention"
+        )
+    spec = plan.spec
+    planned = (*dataclasses.astuple(spec.heads), spec.dtype, spec.kv_dtype)
+    found = (q.shape[1], *k_pages.shape[1::2], q.dtype.name, k_pages.dtype.name)
+    if found != planned:
+        raise ValueError(
+            "the plan is for query heads, KV heads, head_dim, dtype and KV dtype "
+            f"{planned}, got {found}"
+        )

@@ -72,7 +72,12 @@ def device_backend(implementation: str | None, device: Device | None = None) -> 
     return Backend.HOPPER if capability == HOPPER else Backend.PORTABLE
 
 
-def choose_backend(implementation: str | None, q: Shaped, k_pages: Shaped) -> Backend:
+def choose_backend(
+    implementation: str | None,
+    q: Shaped,
+    k_pages: Shaped,
+    device: Device | None = None,
+) -> Backend:
     """Return what runs attention over these arrays, where they lie.
 
     An implementation that is named is never replaced. The best one is: by "xla", with
@@ -82,11 +87,12 @@ def choose_backend(implementation: str | None, q: Shaped, k_pages: Shaped) -> Ba
         implementation: one of `IMPLEMENTATIONS`, or None for the best one.
         q: [Q, H, D], the queries.
         k_pages: [M, K, P, D], the keys.
+        device: where it runs, by default where the arrays lie.
 
     Raises:
         DeftError: no implementation has that name, or it cannot take these arrays.
     """
-    device = device_of(q, k_pages)
+    device = device or device_of(q, k_pages)
     backend = device_backend(implementation, device)
     if backend is Backend.HOPPER or backend is Backend.PORTABLE:
         reason = unsupported(q, k_pages) or _too_short(q, k_pages, device)

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import jax
 
-from deft_jax.attention.device import device_of, gpu_kind
+from deft_jax.attention.device import Device, device_of, gpu_kind
 from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.kernel_inputs import prepare
 from deft_jax.attention.schedule import head_chunks
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.attention.tuned_sizes import Key, lookup
 from deft_jax.pallas_kernels.kernel_spec import (
     COPY_BYTES,
@@ -38,7 +38,7 @@ def tree_attention_mosaic(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    attention: AttentionSpec,
+    attention: Logits,
     *,
     config: KernelConfig | None = None,
     num_workers: int | None = None,
@@ -71,6 +71,8 @@ def unsupported(
 ) -> str | None:
     """Say why the kernels do not take these arrays; None if they do."""
     page_size = k_pages.shape[2]
+    if k_pages.dtype != q.dtype:
+        return f"keys and values are {k_pages.dtype} under queries of {q.dtype}"
     if q.dtype.name not in DTYPES:
         return f"dtype {q.dtype} is none of {', '.join(DTYPES)}"
     if q.shape[2] not in HEAD_DIMS:
@@ -85,10 +87,11 @@ def unsupported(
 def make_spec(
     q: jax.Array | jax.ShapeDtypeStruct,
     k_pages: jax.Array | jax.ShapeDtypeStruct,
-    attention: AttentionSpec,
+    attention: Logits,
     *,
     config: KernelConfig | None = None,
     num_workers: int | None = None,
+    device: Device | None = None,
 ) -> KernelSpec:
     """Return the static sizes of the kernels for arrays of these shapes.
 
@@ -96,9 +99,10 @@ def make_spec(
         q: [Q, H, D], shape and dtype are used.
         k_pages: [M, K, P, D], shape is used.
         attention: scale, window and soft cap of the logits.
-        config: tuned sizes; by default those of `tuned_sizes` for the device where the
-            arrays lie, else `default_config`.
+        config: tuned sizes; by default those of `tuned_sizes` for the device, else
+            `default_config`.
         num_workers: multiprocessors to use.
+        device: where the kernels run, by default where the arrays lie.
 
     Raises:
         DeftError: a table of tuned sizes cannot be read.
@@ -133,7 +137,7 @@ def make_spec(
         soft_cap=attention.soft_cap,
         head_chunks=chunks,
     )
-    kind = gpu_kind(device_of(q, k_pages))
+    kind = gpu_kind(device or device_of(q, k_pages))
     return replace(spec, config=config or _choose_config(spec, kind))
 
 

@@ -7,9 +7,9 @@ For NVIDIA GPUs other than Hopper: compiled for compute capability 8.0, 8.6, 8.9
 import jax
 
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.kernel_inputs import prepare
+from deft_jax.attention.kernel_inputs import Inputs, prepare
 from deft_jax.attention.schedule import head_chunks
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig, KernelSpec
 
 DEFAULT_WORKERS = 108
@@ -21,7 +21,7 @@ def tree_attention_mma(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    attention: AttentionSpec,
+    attention: Logits,
     *,
     bulk: bool,
     num_workers: int | None = None,
@@ -43,17 +43,55 @@ def tree_attention_mma(
         out: [Q, H, D] in q's dtype; zeros for queries that see nothing.
         lse: [Q, H] float32, natural log of the sum of exponentials; -inf there.
     """
+    spec = make_mma_spec(q, k_pages, attention, bulk=bulk, num_workers=num_workers)
+    inputs = prepare_portably(grouping, spec)
+    return attend_portably(
+        spec, q, k_pages, v_pages, inputs, bulk=bulk, interpret=interpret
+    )
+
+
+def prepare_portably(grouping: Grouping, spec: KernelSpec) -> Inputs:
+    """Return what the portable kernels need to know of a step, as `prepare` does."""
+    # Imported where it runs: Mosaic takes long to import, and no CPU needs it.
+    from deft_jax.pallas_kernels.mosaic.tile import tile_rows
+
+    return prepare(grouping, spec, tile_rows(spec))
+
+
+def attend_portably(
+    spec: KernelSpec,
+    q: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    prepared: Inputs,
+    *,
+    bulk: bool,
+    interpret=None,
+) -> tuple[jax.Array, jax.Array]:
+    """Run the portable kernels of one layer on what was prepared for the step.
+
+    Args:
+        spec: what the kernels are compiled for.
+        q: [Q, H, D], queries in rank order.
+        k_pages: [M, K, P, D], keys.
+        v_pages: [M, K, P, D], values.
+        prepared: what `prepare_portably` returned.
+        bulk: whether the device has bulk copies (compute capability 9.0 and newer).
+        interpret: parameters of the Mosaic GPU interpreter, None on a GPU.
+
+    Returns:
+        out: [Q, H, D] in q's dtype; zeros for queries that see nothing.
+        lse: [Q, H] float32, natural log of the sum of exponentials; -inf there.
+    """
     # Imported where it runs: Mosaic takes long to import, and no CPU needs it.
     from deft_jax.pallas_kernels.grouped_partial_attention.mma import (
         grouped_partial_attention,
         pack_rows,
         unpack_rows,
     )
-    from deft_jax.pallas_kernels.mosaic.tile import tile_rows
     from deft_jax.pallas_kernels.tree_reduction.mma import tree_reduction
 
-    spec = make_mma_spec(q, k_pages, attention, bulk=bulk, num_workers=num_workers)
-    masks, positions, live, schedule = prepare(grouping, spec, tile_rows(spec))
+    masks, positions, live, schedule = prepared
     heads = spec.num_queries, spec.num_kv_heads, spec.group, spec.head_dim
     out, lse, part_out, part_lse = grouped_partial_attention(
         spec,
@@ -78,9 +116,9 @@ def tree_attention_mma(
 
 
 def make_mma_spec(
-    q: jax.Array,
-    k_pages: jax.Array,
-    attention: AttentionSpec,
+    q: jax.Array | jax.ShapeDtypeStruct,
+    k_pages: jax.Array | jax.ShapeDtypeStruct,
+    attention: Logits,
     *,
     bulk: bool,
     num_workers: int | None = None,

@@ -3,7 +3,7 @@
 import jax
 
 from deft_jax.attention.grouping import Grouping
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.pallas_kernels.grouped_partial_attention.reference import (
     grouped_partial_attention_reference,
 )
@@ -14,7 +14,7 @@ def tree_attention_reference(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    spec: AttentionSpec,
+    spec: Logits,
 ) -> tuple[jax.Array, jax.Array]:
     """Attend in float32 over all slots of the pool at once.
 

@@ -15,7 +15,7 @@ from jax import lax
 
 from deft_jax.attention.grouping import Grouping
 from deft_jax.attention.reference import tree_attention_reference
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.attention.work_lists import NARROW_SHARE, WorkList
 
 BLOCK_TOKENS = 512
@@ -29,7 +29,7 @@ def tree_attention_xla(
     k_pages: jax.Array,
     v_pages: jax.Array,
     grouping: Grouping,
-    spec: AttentionSpec,
+    spec: Logits,
 ) -> tuple[jax.Array, jax.Array]:
     """Attend over the pages, block by block under an online softmax.
 
@@ -38,7 +38,7 @@ def tree_attention_xla(
 
     Args:
         q: [Q, H, D], queries in rank order.
-        k_pages: [M, K, P, D], keys.
+        k_pages: [M, K, P, D], keys; read in q's dtype, block by block.
         v_pages: [M, K, P, D], values.
         grouping: what each query sees, and the pages to walk.
         spec: scale, window and soft cap of the logits.
@@ -143,7 +143,7 @@ class _Block:
     v_pages: jax.Array
     work: WorkList
     sees: Callable[[jax.Array, jax.Array], jax.Array]
-    spec: AttentionSpec
+    spec: Logits
 
     def walk(self, q, offset, index):
         """Return the softmax state of q [K, rows, D] over a tile's pairs.
@@ -174,7 +174,9 @@ class _Block:
         """
         peak, total, out = state
         seen = self.sees(page, valid)
-        k, v = (_gather_heads(x, page) for x in (self.k_pages, self.v_pages))
+        k, v = (
+            _gather_heads(x, page).astype(q.dtype) for x in (self.k_pages, self.v_pages)
+        )
         # 0 times NaN is NaN: what nobody sees is left out by selection.
         v = jnp.where(jnp.any(seen, axis=0)[None, :, None], v, 0)
         scores = lax.dot_general(
@@ -206,7 +208,8 @@ def _add_narrow(state, heads, k_pages, v_pages, grouping, spec):
         page, query = work.page[at], work.query[at]
         q = heads[query]
         seen = _pair_mask(grouping, page, query, spec.window) & valid[:, None]
-        partial = _attend_pairs(q, k_pages[page], v_pages[page], seen, spec)
+        k, v = (x[page].astype(q.dtype) for x in (k_pages, v_pages))
+        partial = _attend_pairs(q, k, v, seen, spec)
         return _merge_pairs(state, partial, query, valid)
 
     return lax.fori_loop(0, (work.num_pairs + pairs - 1) // pairs, step, state)

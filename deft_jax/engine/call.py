@@ -43,8 +43,9 @@ class Call:
         handles: the results to come, one per request.
         progress: the counters.
         should_stop: asked between bursts; true ends the call with what there is.
+        is_open: true if other calls may follow while it runs, so that bursts are short.
         error: what ended the call, if a listener or the device raised.
-        driver_thread: the thread that runs it.
+        is_inside: says whether the caller is on the thread that runs it.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Call:
         progress: Progress,
         on_token: Callable[[TokenEvent], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        *,
+        is_open: bool = False,
     ):
         """Set a call up; the driver takes it from here.
 
@@ -61,19 +64,20 @@ class Call:
             progress: the counters, with the listener to them.
             on_token: called for every token, on the driver's thread.
             should_stop: asked there between bursts.
+            is_open: true if others may follow while it runs.
         """
         self.requests = list(requests)
         self.handles: list[RequestHandle[Any]] = [
             RequestHandle(self, index) for index in range(len(requests))
         ]
         self.progress = progress
-        self.should_stop = should_stop
+        self.should_stop, self.is_open = should_stop, is_open
         self._on_token = on_token
         self._ended: dict[int, Ended] = {}
         self._cancelled: set[int] = set()
         self._done = threading.Event()
         self.error: BaseException | None = None
-        self.driver_thread: threading.Thread | None = None
+        self.is_inside: Callable[[], bool] = lambda: False
 
     @property
     def is_watched(self) -> bool:
@@ -99,6 +103,10 @@ class Call:
     def cancel(self, index: int) -> None:
         """Note that a request is not wanted any more; safe from any thread."""
         self._cancelled.add(index)
+
+    def cancel_all(self) -> None:
+        """Note that no request of the call is wanted any more."""
+        self._cancelled.update(range(len(self.requests)))
 
     def is_cancelled(self, index: int) -> bool:
         """Say whether a request is not wanted any more."""
@@ -154,7 +162,7 @@ class Call:
         Raises:
             DeftError: that is the thread.
         """
-        if threading.current_thread() is self.driver_thread:
+        if self.is_inside():
             raise DeftError(
                 "a callback of the engine waits for a request of the same engine, "
                 "which would be for ever; submit it and use add_done_callback"

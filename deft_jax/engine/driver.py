@@ -25,12 +25,11 @@ class Driver:
 
     def submit(self, call: Call) -> None:
         """Let the requests of a call run; safe from any thread."""
+        call.is_inside = self._is_inside
+        self.order(lambda: self._loop.work.submit(call))
 
-        def start() -> None:
-            call.driver_thread = threading.current_thread()
-            self._loop.submit(call)
-
-        self.order(start)
+    def _is_inside(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def order(self, do: Callable[[], None]) -> None:
         """Let something be done between two turns; safe from any thread."""
@@ -53,7 +52,7 @@ class Driver:
                 results.append((None, error))
             done.set()
 
-        if threading.current_thread() is self._thread:
+        if self._is_inside():
             act()
         else:
             self.order(act)

@@ -23,6 +23,7 @@ from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner
 from deft_jax.engine.session import Session
 from deft_jax.engine.widths import chunk_widths, row_widths
+from deft_jax.engine.work import Work
 from deft_jax.errors import DeftError
 from deft_jax.results.counters import Status
 from deft_jax.results.generation_tree import GenerationTree
@@ -100,14 +101,8 @@ class Engine:
         self._debug = debug
         self._choice = CapacityChoice(self.runner, capacity, memory, prefix_cache)
         self._log = EventLog(event_log)
-        self._loop = DecodeLoop(
-            self.runner,
-            tokenizer,
-            self._choice.choose,
-            shares=prefix_cache,
-            log=self._log,
-            checks=debug,
-        )
+        self._work = Work(self.runner, tokenizer, shares=prefix_cache, log=self._log)
+        self._loop = DecodeLoop(self._work, self._choice.choose, checks=debug)
         self._driver = Driver(self._loop)
         self._beginning: Future[None] | None = None
 
@@ -118,7 +113,7 @@ class Engine:
     @property
     def capacity(self) -> Capacity | None:
         """What the engine holds at once; None before the first call if not given."""
-        return self._choice.fixed or self._loop.forest.capacity
+        return self._choice.fixed or self._work.forest.capacity
 
     @property
     def state(self) -> DecodeState:
@@ -272,13 +267,13 @@ class Engine:
 
     def _begin(self, call: Call) -> RequestHandle[Any]:
         """Let the one request of a call run."""
-        self._choice.expects_more = self._loop.is_open = True
+        self._choice.expects_more = call.is_open = True
         self._driver.submit(call)
         return call.handles[0]
 
     def unpin(self, pin: Pin) -> None:
         """Let the paths that a request has left be evicted; safe from any thread."""
-        self._driver.order(lambda: self._loop.forest.unpin(pin))
+        self._driver.order(lambda: self._work.forest.unpin(pin))
 
     def statistics(self) -> dict[str, float]:
         """Return what the engine has done since it was made.
@@ -334,7 +329,7 @@ class Engine:
         """
         self._await_beginning()
         requests = self._requests(prompts, strategy, sampling)
-        capacity = self._choice.choose(requests, self._loop.forest.capacity)
+        capacity = self._choice.choose(requests, self._work.forest.capacity)
         for request in requests:
             request.check(capacity)
         self.runner.check(capacity)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from deft_jax.capacity import Capacity
+from deft_jax.engine.eviction import evict
 from deft_jax.engine.forest_reading import read_subtrees
 from deft_jax.engine.live_request import Feed, LiveRequest
 from deft_jax.engine.log_replay import LogReplay
@@ -15,7 +16,6 @@ from deft_jax.engine.prefix_cache import CachedNode, Match, PrefixCache
 from deft_jax.engine.request import Request
 from deft_jax.engine.runner import Runner
 from deft_jax.engine.scheduler import Seats
-from deft_jax.engine.shortage import evict
 from deft_jax.runtime.state import Numbers, Report
 from deft_jax.strategies.traits import leaves_paths
 

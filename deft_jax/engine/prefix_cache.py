@@ -10,9 +10,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 MIN_PART = 16
-"""Fewest tokens for which a node is split; whole nodes are shared whatever they hold.
+"""Fewest tokens that prompts must have in common for a node to be split.
 
 All prompts may begin with the same few tokens, such as the one that begins a text.
+Whole nodes are shared whatever they hold.
 """
 
 
@@ -96,9 +97,8 @@ class PrefixCache:
             best, length = None, 0
             for child in found.children.get(prompt[done], ()):
                 shared = _common(child.tokens, prompt, done, most)
-                if shared > length and (
-                    shared == len(child.tokens) or shared >= MIN_PART
-                ):
+                is_enough = shared == len(child.tokens) or done + shared >= MIN_PART
+                if shared > length and is_enough:
                     best, length = child, shared
             if best is None:
                 break

@@ -134,6 +134,10 @@ class Runner:
             lambda array: jnp.array(array, copy=True), planner.init(self.capacity)
         )
 
+    def planner_state(self, planner: Planner) -> Any:
+        """Return a planner's part of the state, on the device."""
+        return self._planner_states[planner]
+
     def replace_model(self, model: Model) -> None:
         """Take another network; one of other shapes needs other programs and state."""
         if _shapes(model) != _shapes(self.model):

@@ -2,50 +2,73 @@
 
 from collections.abc import Iterable
 
-from deft_jax.capacity import Capacity
 from deft_jax.engine.live_request import LiveRequest
-from deft_jax.engine.prefix_cache import CachedNode, PrefixCache
-from deft_jax.engine.request import Request
-
-RESERVE_TOKENS = 64
-"""Tokens for which every branch that grows has room kept when a request starts."""
+from deft_jax.engine.work import Work
+from deft_jax.tree.state import OUT_OF_NODES
 
 
-def evict(
-    cache: PrefixCache,
-    capacity: Capacity,
-    pages: int,
-    nodes: int,
-    *,
-    pinned: bool = False,
-) -> list[CachedNode]:
-    """Forget cached nodes until so many pages and nodes are free, or none is left.
+class Shortage:
+    """Makes room, so that one request's shortage ends no other one."""
 
-    The longest unused leaves go first, and the nodes above them once they are leaves.
+    def __init__(self, work: Work):
+        self.work = work
 
-    Args:
-        cache: loses the nodes.
-        capacity: says how many tokens a page has.
-        pages: pages to free; a node of `n` tokens is taken to free those it fills.
-        nodes: nodes to free.
-        pinned: true to evict pinned paths.
+    def make_room(self) -> None:
+        """Evict cached paths, preempt a request, or end the only one there is.
 
-    Returns:
-        The nodes, to be dropped on the device.
-    """
-    gone: list[CachedNode] = []
-    while pages > 0 or nodes > 0:
-        leaves = cache.evictable(pinned=pinned)
-        if not leaves:
-            break
-        for leaf in leaves:
-            cache.remove(leaf)
-            gone.append(leaf)
-            pages -= max(1, len(leaf.tokens) // capacity.page_size)
-            nodes -= 1
-            if pages <= 0 and nodes <= 0:
-                break
-    return gone
+        Where a request was preempted none starts or goes on before another has left.
+        """
+        forest, short = self.work.forest, self.work.short
+        self.work.short = []
+        gives_way = bool(forest.pending.dropped) or forest.replay.has_dropped
+        forest.pending.clears = True
+        if gives_way:
+            return
+        lives = list(forest.lives.values())
+        rows = sum(len(live.rows) for live in lives)
+        tokens = sum(min(live.num_to_feed, forest.rooms.chunk) for live in lives)
+        pages = rows + forest.rooms.pages_for(tokens) + 1
+        nodes = rows + 2 if forest.numbers.overflow & OUT_OF_NODES else 0
+        if gone := forest.evict(pages, nodes) or forest.evict_finished():
+            self.work.log.add("evict", nodes=gone)
+            return
+        holders = [
+            live
+            for live in lives
+            if (live.has_begun or live is short[0]) and not live.is_preempted
+        ]
+        chosen = victim(holders)
+        if chosen is not None:
+            self._preempt(chosen)
+        elif not forest.evict(pages, nodes, pinned=True):
+            for live in holders:
+                live.ends_as, live.notice = "capacity", self._ran_out(live)
+                self.work.end_early(live)
+
+    def _preempt(self, live: LiveRequest) -> None:
+        """Free the pages of a request; it goes on later, where it was."""
+        self.work.log.add("preempt", request=live.request.index, slot=live.slot)
+        self.work.is_held = True
+        if live.root is not None:
+            self.work.forest.release(live)
+            return
+        self.work.forest.drop(live)
+        self.work.forest.leave(live)
+        self.work.note_change()
+        with self.work.listening(live.call):
+            live.call.progress.count_prompt(
+                -live.num_counted, -live.num_cached, len(self.work.waiting) + 1
+            )
+        self.work.waiting.put_back(live.request, live.call)
+
+    def _ran_out(self, live: LiveRequest) -> str:
+        rooms = self.work.forest.rooms
+        tokens = live.call.progress.status.generated_tokens
+        return (
+            f"the KV pool of {rooms.pages} pages of {rooms.page_size} tokens and "
+            f"{rooms.nodes} nodes ran out after {tokens} tokens; what was generated is "
+            "kept; raise the capacity, or lower n or max_new_tokens"
+        )
 
 
 def victim(lives: Iterable[LiveRequest]) -> LiveRequest | None:
@@ -60,43 +83,3 @@ def victim(lives: Iterable[LiveRequest]) -> LiveRequest | None:
     if len(holders) < 2:
         return None
     return min(holders, key=lambda live: (live.request.priority, -live.number))
-
-
-def pages_to_come(lives: Iterable[LiveRequest], capacity: Capacity) -> int:
-    """Return the pages that requests with a slot are going to open soon."""
-    pages = 0
-    for live in lives:
-        limit = min(live.request.limit, RESERVE_TOKENS)
-        pages += capacity.pages_for(live.num_to_feed)
-        pages += len(live.rows) * capacity.pages_for(limit)
-    return pages
-
-
-def pages_to_start(request: Request, capacity: Capacity, cached: int) -> int:
-    """Return the pages that a request should find free when it starts.
-
-    Args:
-        request: what waits.
-        capacity: says how many tokens a page has.
-        cached: tokens of its prompt that need not be fed.
-    """
-    limit = min(request.limit, RESERVE_TOKENS)
-    prompt = capacity.pages_for(len(request.prompt) - cached) + 1
-    return prompt + request.rows * capacity.pages_for(limit)
-
-
-def count_evictable(cache: PrefixCache, capacity: Capacity) -> tuple[int, int]:
-    """Return how many pages and nodes eviction could free, pinned paths left out.
-
-    A node stays if somebody uses or pins it, or a node below it.
-    """
-    held: set[CachedNode] = set()
-    nodes = list(cache.nodes())
-    for node in nodes:
-        above: CachedNode | None = node
-        if node.users or node.pins or not node.is_fed:
-            while above is not None and above not in held:
-                held.add(above)
-                above = above.parent
-    free = [node for node in nodes if node not in held]
-    return sum(len(n.tokens) // capacity.page_size for n in free), len(free)

@@ -11,6 +11,10 @@ import jax.numpy as jnp
 class LayerKV:
     """Keys and values of one layer, written in place and never moved.
 
+    Their dtype is their own: rows are cast when they are written, and attention reads
+    them back in the dtype of its queries. Whoever changes the arrays does it by
+    `dataclasses.replace`, so that what a layer has besides them stays.
+
     Attributes:
         k: [M, K, P, D], keys with rotary positions applied.
         v: [M, K, P, D], values.
@@ -18,6 +22,11 @@ class LayerKV:
 
     k: jax.Array
     v: jax.Array
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Type that keys and values are stored in."""
+        return self.k.dtype
 
 
 def create_pool(
@@ -28,7 +37,16 @@ def create_pool(
     head_dim: int,
     dtype: jnp.dtype,
 ) -> tuple[LayerKV, ...]:
-    """Return an empty pool, one `LayerKV` per layer."""
+    """Return an empty pool, one `LayerKV` per layer.
+
+    Args:
+        num_layers: `L`.
+        num_pages: `M`.
+        num_kv_heads: `K`.
+        page_size: `P`.
+        head_dim: `D`.
+        dtype: that keys and values are stored in; need not be the activations'.
+    """
     shape = (num_pages, num_kv_heads, page_size, head_dim)
     return tuple(
         LayerKV(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
@@ -62,14 +80,14 @@ def write(
             pool.
     """
     _check(layer, page, slot, k, v)
-    k, v = k.astype(layer.k.dtype), v.astype(layer.v.dtype)
+    k, v = k.astype(layer.dtype), v.astype(layer.dtype)
     finite = (jnp.isfinite(k) & jnp.isfinite(v)).all(axis=-1, keepdims=True)
 
     def put(pool, rows):
         rows = jnp.where(finite, rows, 0)
         return pool.at[page, :, slot].set(rows, mode="drop", unique_indices=True)
 
-    return LayerKV(k=put(layer.k, k), v=put(layer.v, v))
+    return dataclasses.replace(layer, k=put(layer.k, k), v=put(layer.v, v))
 
 
 def _check(layer: LayerKV, page, slot, k, v) -> None:

@@ -1,1 +1,1 @@
-"""What networks call besides products: projections that are stored, and gates."""
+"""What networks are made of: products with weights, stored projections, and gates."""

@@ -69,7 +69,8 @@ class QKV:
                 store is a kernel where that is one for Hopper.
 
         Returns:
-            [Q, H, D] rotated queries, and the layer with the tokens' KV.
+            [Q, H, D] rotated queries of the dtype of `inputs`, and the layer with the
+            tokens' KV in its own dtype.
         """
         num_queries, num_heads, head_dim = self.heads.shape
         shape = num_queries, num_heads - 2 * self.num_kv_heads, head_dim
@@ -84,4 +85,4 @@ class QKV:
                 store = hopper.rotary_append
         rows = self.inputs, self.heads, self.cos, self.sin
         q, k, v = store(*rows, page, slot, layer.k, layer.v, eps=self.eps)
-        return q, LayerKV(k=k, v=v)
+        return q, dataclasses.replace(layer, k=k, v=v)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from deft_jax.runtime.prefill import any_of_request
+from deft_jax.runtime.split_nodes import split_nodes
 from deft_jax.runtime.state import DecodeState, Edit, Report, pack_numbers
 from deft_jax.tree.counting import tally
 from deft_jax.tree.ownership import below, is_below
 from deft_jax.tree.pruning import prune
-from deft_jax.tree.relabel import split
 from deft_jax.tree.releasing import release
 from deft_jax.tree.state import replace
 
@@ -35,14 +35,10 @@ def edit(state: DecodeState, changes: Edit) -> tuple[DecodeState, Report]:
         state,
     )
     state = _let_rest(state, changes.rest)
-    tree, split_off, relabelling = split(state.tree, changes.split, changes.at)
-    origin = relabelling.origin
+    state, split_off = split_nodes(state, changes.split, changes.at)
     state = dataclasses.replace(
         state,
-        tree=release(tree, changes.released),
-        branch_keys=state.branch_keys.relabelled(relabelling),
-        resting=state.resting[origin] & tree.live,
-        keep=state.keep[origin],
+        tree=release(state.tree, changes.released),
         rows=jax.tree.map(lambda x: x[changes.row], state.rows),
         hidden=state.hidden[changes.row],
     )

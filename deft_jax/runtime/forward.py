@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax.attention.grouping import Grouping
-from deft_jax.layers.ops import LayerOps
+from deft_jax.attention.spec import AttentionSpec, Heads
+from deft_jax.layers.ops import FULL, LayerOps
 from deft_jax.layers.swiglu import swiglu
-from deft_jax.runtime.attention_method import AttentionMethod, Pool
+from deft_jax.runtime.attention_method import AttentionMethod, Pool, Specs
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.state import Tree
 
@@ -56,7 +57,10 @@ class ModelConfig(Protocol):
 class Model(Protocol):
     """A network as the engine uses it, such as the Llama of `deft_jax.models`.
 
-    It is a pytree of weights, since it is an argument of jitted functions.
+    It is a pytree of weights, since it is an argument of jitted functions. One whose
+    layers do not all see their whole path with the usual scale has `attention_specs`
+    too, an `AttentionSpec` for each kind of layer by a name of its own; each layer
+    names its kind to `ops.attend`.
     """
 
     @property
@@ -88,6 +92,20 @@ class Model(Protocol):
         ...
 
 
+def attention_specs(model: Model) -> Specs:
+    """Return what each kind of a network's layers attends to and how.
+
+    A network without `attention_specs` has one kind, `FULL`: softmax attention with
+    the usual scale over the whole path.
+    """
+    specs = getattr(model, "attention_specs", None)
+    if specs is not None:
+        return specs
+    config = model.config
+    heads = Heads(config.num_q_heads, config.num_kv_heads, config.head_dim)
+    return {FULL: AttentionSpec.create(heads, model.dtype)}
+
+
 def forward(
     model: Model,
     tree: Tree,
@@ -113,7 +131,9 @@ def forward(
         [Q, E] hidden states by row, the pool with the tokens' KV, and the grouping.
     """
     with jax.named_scope("grouping"):
-        plan, pool = method.plan(tree, slots, pool, previous_node)
+        plan, pool = method.plan(
+            tree, slots, pool, previous_node, attention_specs(model)
+        )
         grouping = plan.grouping
 
     ops = LayerOps(

@@ -11,6 +11,7 @@ from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.chains import merge_chains
 from deft_jax.runtime.forward import Model, forward
+from deft_jax.runtime.parking import keep_parked
 from deft_jax.runtime.path_tokens import count_generated, count_tokens
 from deft_jax.runtime.plan_limits import within_limits
 from deft_jax.runtime.prefill import any_of_request
@@ -84,7 +85,9 @@ def decode(
     log = StepLog.create(LOG_STEPS, num_rows)
     logs = log, TopLog.create(LOG_STEPS, num_rows, table.num_top)
     inner, logs, steps = lax.while_loop(goes_on, run, (inner, logs, jnp.int32(0)))
+    planner_state = keep_parked(planner, state, inner.planner, turn.requests)
     state = _hand_over(state, inner, turn)
+    state = dataclasses.replace(state, planner=planner_state)
     numbers = pack_numbers(
         state, steps=steps, roots_before=roots_before, row_node=inner.rows.node
     )
@@ -120,11 +123,12 @@ def _take_turn(
 def _hand_over(before: DecodeState, after: DecodeState, turn: Turn) -> DecodeState:
     """Return the state after a burst, in which other requests are as they were."""
     num_rows = after.rows.node.shape[0]
-    is_in = jnp.append(turn.requests, False)[before.rows.request[:num_rows]]
+    # A row that was idle may have become a branch.
+    stays = jnp.append(~turn.requests, False)[before.rows.request[:num_rows]]
 
     def put(old, new):
-        mask = is_in[:, None] if old.ndim == 2 else is_in
-        return old.at[:num_rows].set(jnp.where(mask, new, old[:num_rows]))
+        mask = stays[:, None] if old.ndim == 2 else stays
+        return old.at[:num_rows].set(jnp.where(mask, old[:num_rows], new))
 
     return dataclasses.replace(
         after,

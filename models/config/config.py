@@ -34,6 +34,10 @@ class LlamaConfig:
         rms_eps: number that RMSNorm adds to the mean square.
         context_length: positions that a sequence may have at most.
         tie_embeddings: the output head is the embedding table.
+        sliding_window: tokens that a query of the `sliding_layers` sees, itself
+            counted; `None` where there are no such layers.
+        sliding_layers: indices of the layers that see a window of the path, not all
+            of it. Checkpoints with such layers are not read yet.
         biases: projections of a layer that add a bias, out of `PROJECTIONS`.
         bos_token_id: token that starts a text, or `None`.
         eos_token_ids: tokens any of which ends a generation.
@@ -52,6 +56,8 @@ class LlamaConfig:
     rms_eps: float
     context_length: int
     tie_embeddings: bool
+    sliding_window: int | None = None
+    sliding_layers: frozenset[int] = frozenset()
     biases: frozenset[str] = frozenset()
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

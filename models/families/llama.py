@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deft_jax.attention.device import device_of
-from deft_jax.layers.ops import LayerOps
+from deft_jax.attention.spec import AttentionSpec, Heads
+from deft_jax.layers.linear import Dense, Linear, doubled
+from deft_jax.layers.ops import FULL, LayerOps
 from deft_jax.layers.qkv import QKV
 from deft_jax.pallas_kernels.rms_scale import rms_scaled
 
@@ -25,6 +27,9 @@ from ..checkpoints.weights import (
 )
 from ..config.config import LlamaConfig
 
+SLIDING = "sliding_attention"
+"""Kind of the layers that see `LlamaConfig.sliding_window` tokens of their path."""
+
 
 class Layer(nnx.Module):
     """One transformer block: attention and SwiGLU, each behind an RMSNorm.
@@ -35,50 +40,45 @@ class Layer(nnx.Module):
 
     Attributes:
         config: shape and constants.
+        kind: the layer's name in `Llama.attention_specs`.
         qkv: [E, (H + 2 K) D], query, key and value projections side by side.
         out: [H D, E], output projection of the attention.
         gate_up: [E, 2 F], gate and up projections side by side.
         down: [F, E], down projection of the SwiGLU.
-        qkv_bias: [(H + 2 K) D], added to the products of `qkv`; None for no bias.
-        out_bias: [E], added to the products of `out`; None for no bias.
-        gate_up_bias: [2 F], added to the products of `gate_up`; None for no bias.
-        down_bias: [E], added to the products of `down`; None for no bias.
     """
 
-    def __init__(self, config: LlamaConfig, weights: Mapping[str, jax.Array]):
+    def __init__(
+        self, config: LlamaConfig, weights: Mapping[str, jax.Array], kind: str = FULL
+    ):
         """Wrap the weights of a layer.
 
         Args:
             config: shape and constants.
             weights: arrays by the names of the attributes; biases may be absent.
+            kind: the layer's name in `Llama.attention_specs`.
         """
         self.config = config
-        self.qkv = nnx.Param(weights["qkv"])
-        self.out = nnx.Param(weights["out"])
-        self.gate_up = nnx.Param(weights["gate_up"])
-        self.down = nnx.Param(weights["down"])
-        biases = {
-            name: nnx.Param(weights[name]) for name in LAYER_BIASES if name in weights
-        }
-        self.qkv_bias = biases.get("qkv_bias")
-        self.out_bias = biases.get("out_bias")
-        self.gate_up_bias = biases.get("gate_up_bias")
-        self.down_bias = biases.get("down_bias")
+        self.kind = kind
+        self.qkv = _dense(weights, "qkv")
+        self.out = _dense(weights, "out")
+        self.gate_up = _dense(weights, "gate_up")
+        self.down = _dense(weights, "down")
 
     def __call__(self, x, cos, sin, cache, ops: LayerOps):
         """Take x [Q, E] through the block; return it and the layer's new cache."""
         config = self.config
-        inputs, heads, eps = _projected(x, self.qkv, self.qkv_bias, config.rms_eps)
+        inputs, heads, eps = _projected(x, self.qkv, config.rms_eps)
         heads = heads.reshape(x.shape[0], -1, config.head_dim)
         qkv = QKV(inputs, heads, cos, sin, config.num_kv_heads, eps)
-        mixed, cache = ops.attend(qkv, cache)
-        mixed = _product(mixed.reshape(x.shape[0], -1), self.out[...])
-        x = x + _biased(mixed, self.out_bias)
-        inputs, hidden, eps = _projected(
-            x, self.gate_up, self.gate_up_bias, config.rms_eps
-        )
+        mixed, cache = ops.attend(qkv, cache, self.kind)
+        x = x + self.out(mixed.reshape(x.shape[0], -1))
+        inputs, hidden, eps = _projected(x, self.gate_up, config.rms_eps)
         gated = ops.swiglu(inputs, hidden, eps)
-        return x + _biased(_product(gated, self.down[...]), self.down_bias), cache
+        return x + self.down(gated), cache
+
+
+def _dense(weights: Mapping[str, jax.Array], name: str) -> Dense:
+    return Dense(weights[name], weights.get(f"{name}_bias"))
 
 
 class Llama(nnx.Module):
@@ -90,11 +90,26 @@ class Llama(nnx.Module):
         layers: the blocks.
         norm: [E], weight of the final RMSNorm.
         head: [E, V], output head; a tied one is the embedding too.
+        activation_dtype: type of the activations; None for that of the weights.
     """
 
-    def __init__(self, config: LlamaConfig, weights: Mapping[str, jax.Array]):
-        """Wrap weights that are on the device, by the names of `weight_shapes`."""
+    def __init__(
+        self,
+        config: LlamaConfig,
+        weights: Mapping[str, jax.Array],
+        activation_dtype: jax.typing.DTypeLike | None = None,
+    ):
+        """Wrap weights that are on the device.
+
+        Args:
+            config: shape and constants.
+            weights: arrays by the names of `weight_shapes`.
+            activation_dtype: type of the activations; by default that of the weights.
+        """
         self.config = config
+        self.activation_dtype: jnp.dtype | None = None
+        if activation_dtype is not None:
+            self.activation_dtype = jnp.dtype(activation_dtype)
         tied = config.tie_embeddings
         self.embedding = None if tied else nnx.Param(weights["embedding"])
         self.layers = nnx.List(
@@ -105,11 +120,12 @@ class Llama(nnx.Module):
                     for name in (*LAYER_SOURCES, *LAYER_BIASES)
                     if f"layers.{index}.{name}" in weights
                 },
+                SLIDING if index in config.sliding_layers else FULL,
             )
             for index in range(config.num_layers)
         )
         self.norm = nnx.Param(weights["norm"])
-        self.head = nnx.Param(weights["head"])
+        self.head = Dense(weights["head"])
 
     @classmethod
     def from_checkpoint(
@@ -118,6 +134,7 @@ class Llama(nnx.Module):
         read: Read,
         dtype: jnp.dtype,
         progress: Progress | None = None,
+        activation_dtype: jnp.dtype | None = None,
     ) -> "Llama":
         """Build the network from tensors read a few at a time.
 
@@ -127,12 +144,18 @@ class Llama(nnx.Module):
                 threads.
             dtype: type of the weights: float32, bfloat16 or float16.
             progress: called with the weights placed so far and their number.
+            activation_dtype: type of the activations; by default that of the weights.
         """
-        return cls(config, read_weights(config, read, jnp.dtype(dtype), progress))
+        weights = read_weights(config, read, jnp.dtype(dtype), progress)
+        return cls(config, weights, activation_dtype)
 
     @classmethod
     def random(
-        cls, config: LlamaConfig, seed: int, dtype: jnp.dtype = jnp.bfloat16
+        cls,
+        config: LlamaConfig,
+        seed: int,
+        dtype: jnp.dtype = jnp.bfloat16,
+        activation_dtype: jnp.dtype | None = None,
     ) -> "Llama":
         """Make a network of any shape with random weights on the device.
 
@@ -140,6 +163,7 @@ class Llama(nnx.Module):
             config: shape of the network, maybe one of `SHAPES`.
             seed: number that the weights follow from.
             dtype: type of the weights.
+            activation_dtype: type of the activations; by default that of the weights.
         """
         shapes = weight_shapes(config)
         keys = jax.random.split(jax.random.key(seed), len(shapes))
@@ -149,12 +173,23 @@ class Llama(nnx.Module):
             else _random_weight(key, shape, jnp.dtype(dtype))
             for key, (name, shape) in zip(keys, shapes.items(), strict=True)
         }
-        return cls(config, weights)
+        return cls(config, weights, activation_dtype)
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Type of the weights and activations."""
-        return self.head.dtype
+        """Type of activations and hidden states, and of KV unless it has its own."""
+        return self.activation_dtype or self.head.dtype
+
+    @property
+    def attention_specs(self) -> dict[str, AttentionSpec]:
+        """What the layers of each kind attend to: the whole path, or a window of it."""
+        config, windows = self.config, {FULL: None, SLIDING: self.config.sliding_window}
+        heads = Heads(config.num_q_heads, config.num_kv_heads, config.head_dim)
+        kinds = sorted({layer.kind for layer in self.layers})
+        return {
+            kind: AttentionSpec.create(heads, self.dtype, window=windows[kind])
+            for kind in kinds
+        }
 
     def __call__(
         self,
@@ -186,15 +221,14 @@ class Llama(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return [Q, V] float32 logits of [Q, E] hidden states."""
         rows = hidden.shape[0]
-        if device_of(hidden).platform == "gpu" or _converts_weights(hidden):
-            hidden = _doubled(hidden)
-        logits = jnp.dot(hidden, self.head[...], preferred_element_type=jnp.float32)
-        return logits[:rows]
+        if device_of(hidden).platform == "gpu":
+            hidden = doubled(hidden)
+        return self.head.products(hidden, jnp.float32)[:rows]
 
     def _embed(self, tokens):
         if self.embedding is not None:
-            return self.embedding[...][tokens]
-        return self.head[...][:, tokens].T
+            return self.embedding[...][tokens].astype(self.dtype)
+        return self.head.columns(tokens, self.dtype)
 
 
 @jax.jit(static_argnames="ops")
@@ -204,9 +238,9 @@ def _run_layer(layer: Layer, x, cos, sin, cache, ops: LayerOps):
 
 
 def _projected(
-    x: jax.Array, weight: nnx.Param, bias: nnx.Param | None, eps: float
+    x: jax.Array, linear: Linear, eps: float
 ) -> tuple[jax.Array, jax.Array, float]:
-    """Multiply x [Q, E] by a weight [E, ...] behind an RMSNorm.
+    """Multiply x [Q, E] by the weights of a linear layer behind an RMSNorm.
 
     Returns:
         What the reader of the products gets: the rows whose root mean square is still
@@ -215,46 +249,16 @@ def _projected(
     """
     # Before the scale of the norm float16 may be too narrow for the sums.
     wide = jnp.float32 if x.dtype == jnp.float16 else x.dtype
-    products = _product(x, weight[...], wide)
-    if bias is None:
+    products = linear.products(x, wide)
+    if linear.bias is None:
         return x, products, eps
-    scaled = rms_scaled(products, x, eps) + bias[...].astype(jnp.float32)[None]
-    return jnp.ones_like(x), scaled, 0.0
-
-
-def _product(
-    x: jax.Array, weight: jax.Array, dtype: jnp.dtype | None = None
-) -> jax.Array:
-    """Multiply x [Q, E] by a weight [E, ...] of a layer; sums have `dtype`."""
-    if not _converts_weights(x):
-        return jnp.dot(x, weight, preferred_element_type=dtype)
-    return jnp.dot(_doubled(x), weight, preferred_element_type=dtype)[:1]
-
-
-def _converts_weights(x: jax.Array) -> bool:
-    """Return whether XLA would convert a whole weight before a product with x [Q, E].
-
-    It computes a product of a matrix and a single row in float32, and on a CPU that
-    takes bfloat16 weights through a copy of twice their size, in every step. Two rows
-    are multiplied as they are.
-    """
-    is_row = x.shape[0] == 1 and x.dtype == jnp.bfloat16
-    return is_row and device_of(x).platform == "cpu"
-
-
-def _doubled(x: jax.Array) -> jax.Array:
-    """Return a single row [1, E] twice; several rows as they are."""
-    return jnp.concatenate([x, x]) if x.shape[0] == 1 else x
-
-
-def _biased(products: jax.Array, bias: nnx.Param | None) -> jax.Array:
-    """Add a bias [E], if there is one, to products [Q, E]."""
-    return products if bias is None else products + bias[...][None]
+    bias = linear.bias[...].astype(jnp.float32)
+    return jnp.ones_like(x), rms_scaled(products, x, eps) + bias[None], 0.0
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Scale x [Q, E] to mean square 1 in float32, then by weight [E]; keep dtype."""
-    return rms_scaled(x, x, eps).astype(x.dtype) * weight[None]
+    return rms_scaled(x, x, eps).astype(x.dtype) * weight.astype(x.dtype)[None]
 
 
 def rotary_tables(

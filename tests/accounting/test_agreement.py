@@ -15,7 +15,7 @@ from deft_jax.attention.grouping import group
 from deft_jax.attention.hopper import make_spec
 from deft_jax.attention.kernel_inputs import prepare
 from deft_jax.attention.schedule import partial_bytes
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.bench.trees.level_tree import level_tree
 from deft_jax.pallas_kernels.kernel_spec import KernelSpec
 from deft_jax.results.counters import share_saved
@@ -43,7 +43,7 @@ def scheduled(nodes, tokens, heads) -> tuple[TreeSteps, KernelSpec, int]:
     pages = tree.slot_node.shape[0], heads.num_kv, 16, heads.head_dim
     q = jax.ShapeDtypeStruct((nodes[-1], heads.num_q, heads.head_dim), jnp.bfloat16)
     k = jax.ShapeDtypeStruct(pages, jnp.bfloat16)
-    spec = make_spec(q, k, AttentionSpec(1.0, None, None), num_workers=132)
+    spec = make_spec(q, k, Logits(1.0, None, None), num_workers=132)
 
     @jax.jit
     def written():
@@ -134,7 +134,7 @@ def test_the_gpu_counts_what_the_account_says(row):
     q = row["leaves"], heads["num_q_heads"], heads["head_dim"]
     pages = tree.num_pages, heads["num_kv_heads"], 16, heads["head_dim"]
     q, k_pages = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (q, pages))
-    spec = make_spec(q, k_pages, AttentionSpec(1.0, None, None), num_workers=132)
+    spec = make_spec(q, k_pages, Logits(1.0, None, None), num_workers=132)
     once = count_io("deft_flatten", steps, sizes)
     tiled = count_io("deft_flatten", steps, sizes, KernelSizes.of(spec))
     # Outputs and partial results are written too, the one as large as the queries.

@@ -96,14 +96,17 @@ def test_grouping_of_another_step(implementation, num_queries, num_pages, page_s
     "dtypes",
     [
         ("bfloat16", "float32", "float32"),
-        ("float32", "float16", "float16"),
+        ("float16", "float32", "float32"),
+        ("float32", "int8", "int8"),
+        ("float32", "bfloat16", "float16"),
         ("bfloat16", "bfloat16", "float32"),
     ],
 )
 def test_mixed_dtypes(implementation, dtypes):
     q, k, v = dtypes
     refused(
-        f"q, k_pages and v_pages must share a dtype, got {q}, {k} and {v}",
+        "q, k_pages and v_pages must share a dtype, or q be float32 over narrower "
+        f"k_pages and v_pages, got {q}, {k} and {v}",
         dtypes=dtypes,
         implementation=implementation,
     )

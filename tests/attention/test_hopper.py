@@ -12,7 +12,7 @@ from deft_jax.attention.device import num_multiprocessors
 from deft_jax.attention.hopper import attend as attend_prepared
 from deft_jax.attention.hopper import make_spec
 from deft_jax.attention.kernel_inputs import prepare
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.pallas_kernels.grouped_partial_attention import work
 from tests.support.attention_checks import Case, attend, check, inputs
 from tests.support.forest_plans import Limits, Plan
@@ -130,7 +130,7 @@ def test_layers_share_a_schedule_and_its_flags():
     """The kernels must lower every flag: the next layer waits for the same ones."""
     case = CASES["group_64"]
     args = inputs(case, grow(plan_of(case, "decode", 0)), 0)
-    logits = AttentionSpec(case.heads.head_dim**-0.5, None, None)
+    logits = Logits(case.heads.head_dim**-0.5, None, None)
     spec = make_spec(args.q, args.clean[0], logits, num_workers=num_multiprocessors())
     prepared = jax.jit(lambda grouping: prepare(grouping, spec))(args.grouping)
     schedule = prepared[-1]

@@ -10,7 +10,7 @@ import pytest
 
 from deft_jax.attention import hopper as mosaic
 from deft_jax.attention import tuned_sizes as tuning
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.attention.tuned_sizes import (
     Entry,
     Key,
@@ -49,7 +49,7 @@ def spec(num_queries=16, heads=(32, 8), head_dim=128, window=None, config=None):
     # Shapes lie on no device, so that the default one counts.
     q = jax.ShapeDtypeStruct((num_queries, heads[0], head_dim), jnp.bfloat16)
     k = jax.ShapeDtypeStruct((1, heads[1], 64, head_dim), jnp.bfloat16)
-    return mosaic.make_spec(q, k, AttentionSpec(1.0, window, None), config=config)
+    return mosaic.make_spec(q, k, Logits(1.0, window, None), config=config)
 
 
 def test_rows_are_powers_of_two_within_limits():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deft_jax.attention.grouping import group_arrays
 from deft_jax.attention.hopper import make_spec
 from deft_jax.attention.kernel_inputs import prepare
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from tests.support.attention_checks import Case, Inputs, attend, inputs
 from tests.support.forest_plans import Limits, Plan, plans
 from tests.support.forests import Forest, grow
@@ -121,7 +121,7 @@ def test_ranges_of_unseen_slots_may_hold_anything():
     grouping = group_arrays(first, end, position, last, num_live=live)
     q = jnp.zeros((4, 2, 64), jnp.bfloat16)
     k = jnp.zeros((pages, 1, size, 64), jnp.bfloat16)
-    masks, *_ = prepare(grouping, make_spec(q, k, AttentionSpec.plain(64)))
+    masks, *_ = prepare(grouping, make_spec(q, k, Logits.plain(64)))
     ranges = np.asarray(masks)[:-1, 0].reshape(pages, size)
     packed_first, packed_end = ranges & 0xFFFF, ranges >> 16
     rank = np.arange(4)[:, None, None]

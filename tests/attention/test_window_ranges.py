@@ -6,7 +6,7 @@ import pytest
 
 from deft_jax.attention.hopper import make_spec
 from deft_jax.attention.kernel_inputs import prepare
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from tests.support.attention_checks import Case, inputs
 from tests.support.forest_plans import Limits, Plan
 from tests.support.forests import grow
@@ -26,7 +26,7 @@ PLANS = {
 def test_they_are_empty_and_no_others(plan: str, window: int):
     case = Case(Heads(4, 2, 64), LIMITS, dtype="bfloat16", window=window)
     args = inputs(case, grow(Plan(LIMITS, seed=5, **PLANS[plan])), seed=1)
-    spec = make_spec(args.q, args.clean[0], AttentionSpec(1.0, window, None))
+    spec = make_spec(args.q, args.clean[0], Logits(1.0, window, None))
     masks, *_ = jax.jit(lambda grouping: prepare(grouping, spec))(args.grouping)
     ranks = np.asarray(masks)[:-1, 0].reshape(LIMITS.pages, LIMITS.page_size)
     first, end = ranks & 0xFFFF, ranks >> 16

@@ -50,7 +50,7 @@ def test_branches_that_grow_together_read_what_they_share_once(counted: CountedE
 def test_what_is_dropped_can_be_evicted_and_what_is_kept_cannot(
     counted: CountedEngine,
 ):
-    forest = counted.engine._loop.forest
+    forest = counted.engine._work.forest
 
     def pinned() -> int:
         counted.engine.read("x").result(60)  # Orders are carried out by now.

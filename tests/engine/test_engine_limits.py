@@ -140,9 +140,8 @@ def test_an_exception_of_the_caller_leaves_the_engine_usable(listener):
             raise RuntimeError("from the caller")
 
     with pytest.raises(RuntimeError, match="from the caller"):
-        tiny_engine().generate(
-            ["12345", "abc"], BestOfN(2), ENDLESS, **{listener: fail}
-        )
+        listeners: dict[str, Any] = {listener: fail}
+        tiny_engine().generate(["12345", "abc"], BestOfN(2), ENDLESS, **listeners)
     assert len(calls) == 4
     assert_idle()
 

@@ -147,7 +147,7 @@ def test_a_model_of_nans_says_so():
 
 def test_a_head_of_nans_breaks_the_logits_of_the_first_step():
     network = nnx.clone(model(0.0))
-    network.head[...] = network.head[...].at[0, 0].set(jnp.nan)
+    network.head.weight[...] = network.head.weight[...].at[0, 0].set(jnp.nan)
     engine = Engine(network, AsciiTokenizer(), capacity=CAPACITY)
     (tree,) = engine.generate(A, BestOfN(2), GREEDY)
     assert tree.best().finish_reason == "not-finite"

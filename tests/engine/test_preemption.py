@@ -1,5 +1,7 @@
 """Requests that give way when the pool is full, and go on where they were."""
 
+import dataclasses
+
 import pytest
 
 from deft_jax.capacity import Capacity
@@ -11,20 +13,21 @@ from tests.support.strategies.prompt_lookup import PromptLookup
 from tests.support.tiny_model import AsciiTokenizer, decode_alone, tiny_model
 
 SMALL = Capacity(requests=4, rows=16, nodes=96, pages=24, page_size=8, chunk=32)
-LONG = Sampling(temperature=0.9, max_new_tokens=60, ignore_eos=True, seed=5)
+LONG = Sampling(temperature=0.9, max_new_tokens=100, ignore_eos=True, seed=5)
 PROMPTS = ["Hello world", "abc", "The quick brown fox", "12345"]
 WAIT_S = 120
 
 
-def new_engine(**options) -> Engine:
-    return Engine(tiny_model(), AsciiTokenizer(), capacity=SMALL, **options)
+def new_engine(pages: int = SMALL.pages, **options) -> Engine:
+    capacity = dataclasses.replace(SMALL, pages=pages)
+    return Engine(tiny_model(), AsciiTokenizer(), capacity=capacity, **options)
 
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("n", [1, 2])
 def test_nobody_ends_because_others_took_the_pages(n: int, prefix_cache: bool):
-    """Four requests of 60 tokens take up to 40 pages, or 70, and there are 24."""
-    engine = new_engine(prefix_cache=prefix_cache)
+    """Four requests of 100 tokens take 60 pages, or 112, and there are 24 or 32."""
+    engine = new_engine(prefix_cache=prefix_cache, pages=8 + 16 * n)
     trees = engine.generate(PROMPTS, BestOfN(n), LONG)
     for prompt, tree in zip(PROMPTS, trees, strict=True):
         assert tree.notice is None
@@ -33,12 +36,12 @@ def test_nobody_ends_because_others_took_the_pages(n: int, prefix_cache: bool):
             assert (leaf.tokens, leaf.finish_reason) == (alone.tokens, "length")
     assert engine.statistics()["preempted"] > 0
     engine.clear_cache()
-    assert engine.state.tree.num_free_pages == SMALL.pages
+    assert engine.state.tree.num_free_pages == 8 + 16 * n
     assert engine.state.tree.num_free_nodes == SMALL.nodes
 
 
 def test_the_lowest_priority_gives_way():
-    engine = new_engine()
+    engine = new_engine(40)
     ended: list[int] = []
     handles = []
     for priority, prompt in enumerate(PROMPTS):
@@ -54,11 +57,11 @@ def test_the_lowest_priority_gives_way():
 
 @pytest.mark.parametrize(
     "strategy",
-    [BeamSearch(width=3, length=40), PromptLookup(depth=3, paths=2)],
+    [BeamSearch(width=2, length=90), PromptLookup(depth=3, paths=2)],
     ids=["beams", "drafts"],
 )
 def test_a_strategy_that_is_preempted_goes_on_with_its_nodes(strategy):
-    sampling = Sampling(temperature=0.0, max_new_tokens=40, ignore_eos=True)
+    sampling = Sampling(temperature=0.0, max_new_tokens=90, ignore_eos=True)
     alone = [new_engine().generate(p, strategy, sampling)[0] for p in PROMPTS]
     engine = new_engine()
     trees = engine.generate(PROMPTS, strategy, sampling)

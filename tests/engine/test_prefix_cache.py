@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from deft_jax.capacity import Capacity
 from deft_jax.engine import prefix_cache
+from deft_jax.engine.eviction import count_evictable, evict
 from deft_jax.engine.prefix_cache import CachedNode, PrefixCache
-from deft_jax.engine.shortage import count_evictable, evict
 
 CAPACITY = Capacity(requests=3, rows=6, nodes=12, pages=16, page_size=4, chunk=8)
 

@@ -1,5 +1,7 @@
 """Prompts that are read and not continued: log-probabilities, likely next tokens."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -59,16 +61,17 @@ def test_what_is_read_is_cached_and_pinned_until_it_is_given_back(engine: Engine
 
 
 def test_what_cannot_be_asked_is_refused(engine: Engine):
-    for message, options in {
+    cases: dict[str, dict[str, Any]] = {
         "top must be from 0 to 20 tokens, got 21": {"top": 21},
         "score_from must be from 1 to the prompt's 51 tokens, got 0": {"score_from": 0},
         "score_from must be from 1 to the prompt's 51 tokens, got 52": {
             "score_from": 52
         },
-    }.items():
+    }
+    for message, options in cases.items():
         with pytest.raises(DeftError, match=message):
             engine.read(TEXT, **options)
     with pytest.raises(DeftError, match="expected 1 prompt, got 2"):
-        engine.read(["a", "b"])
+        engine.read(["a", "b"])  # type: ignore
     with pytest.raises(CapacityError, match="leaves no room"):
         engine.read("x" * 128)

@@ -8,7 +8,7 @@ import pytest
 
 from deft_jax.attention import device as device_module
 from deft_jax.kv.pool import create_pool
-from deft_jax.layers.ops import LayerOps
+from deft_jax.layers.ops import FULL, LayerOps
 from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.families.llama import Llama
 from deft_jax.runtime.attention_method import TreeMethod
@@ -80,7 +80,7 @@ def test_the_reference_walks_no_pages():
 def test_a_network_looks_at_no_device(_hopper):
     """What it runs comes from the decoder: plain operations stay plain on Hopper."""
 
-    def attend(qkv, cache):
+    def attend(qkv, cache, kind=FULL):
         return qkv.rotated()[0], cache
 
     def run(model, row):

@@ -82,14 +82,16 @@ def test_weights_are_fused_transposed_scaled_and_cast(tmp_path: Path, stored, dt
     heads = (f"{attention}.{part}_proj" for part in "qkv")
     qkv = expected(*heads, norm="input_layernorm")
     layer = model.layers[4]
-    np.testing.assert_array_equal(layer.qkv[...], qkv)
-    np.testing.assert_array_equal(layer.out[...], expected(f"{attention}.o_proj"))
+    np.testing.assert_array_equal(layer.qkv.weight[...], qkv)
+    np.testing.assert_array_equal(
+        layer.out.weight[...], expected(f"{attention}.o_proj")
+    )
     gate_up = (f"{mlp}.{part}_proj" for part in ("gate", "up"))
     gate_up = expected(*gate_up, norm="post_attention_layernorm")
-    np.testing.assert_array_equal(layer.gate_up[...], gate_up)
-    np.testing.assert_array_equal(layer.down[...], expected(f"{mlp}.down_proj"))
+    np.testing.assert_array_equal(layer.gate_up.weight[...], gate_up)
+    np.testing.assert_array_equal(layer.down.weight[...], expected(f"{mlp}.down_proj"))
     np.testing.assert_array_equal(model.norm[...], expected("model.norm"))
-    np.testing.assert_array_equal(model.head[...], expected("lm_head"))
+    np.testing.assert_array_equal(model.head.weight[...], expected("lm_head"))
     embedding = expected("model.embed_tokens").T
     assert model.embedding is not None
     np.testing.assert_array_equal(model.embedding[...], embedding)
@@ -222,13 +224,13 @@ def test_a_bias_beside_one_that_is_absent_is_zero(tmp_path: Path):
     model, _ = load_model(path)
     assert model.config.biases == biases
     layer = model.layers[4]
-    assert layer.qkv_bias is not None and layer.down_bias is not None
+    assert layer.qkv.bias is not None and layer.down.bias is not None
     k_bias = weights["model.layers.4.self_attn.k_proj.bias"]
     expected = np.concatenate([np.zeros(256), k_bias, np.zeros(128)])
-    np.testing.assert_array_equal(layer.qkv_bias[...], expected)
+    np.testing.assert_array_equal(layer.qkv.bias[...], expected)
     down_bias = weights["model.layers.4.mlp.down_proj.bias"]
-    np.testing.assert_array_equal(layer.down_bias[...], down_bias)
-    assert layer.out_bias is None and layer.gate_up_bias is None
+    np.testing.assert_array_equal(layer.down.bias[...], down_bias)
+    assert layer.out.bias is None and layer.gate_up.bias is None
 
 
 def damage_tokenizer(folder: Path) -> str:

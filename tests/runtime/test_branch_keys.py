@@ -34,7 +34,8 @@ def key(*numbers: int) -> int:
 
 def start() -> BranchKeys:
     keys = BranchKeys.create(NODES)
-    return keys.with_roots(jnp.array([3, NODES], jnp.int32))
+    root_key = jnp.full(2, ROOT_KEY, jnp.uint32)
+    return keys.with_roots(jnp.array([3, NODES], jnp.int32), root_key)
 
 
 def grown(keys, node, *args, depth=1, **kwargs) -> BranchKeys:

@@ -5,16 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from deft_jax.engine.generation import make_request_table
-from deft_jax.engine.runner import Runner
+from deft_jax.engine.runner import Runner, empty_chunk, empty_edit
 from deft_jax.runtime.attention_method import as_method
 from deft_jax.runtime.split_nodes import split_nodes
-from deft_jax.runtime.state import Chunk, StepLog
+from deft_jax.runtime.state import Numbers, StepLog, Turn
 from deft_jax.sampling.params import Sampling
+from deft_jax.sampling.request_table import make_request_table
 from deft_jax.strategies.parallel import ContinueAll
-from deft_jax.tree.branching import branch
+from deft_jax.tree.state import NO_NODE
 from tests.support.tiny_model import (
     CAPACITY,
     EOS,
@@ -33,46 +32,55 @@ class Forest:
 
     def __init__(self):
         self.runner = Runner(tiny_model(), as_method(None))
-        self.runner.prepare(CAPACITY, PLANNER)
+        self.runner.prepare(CAPACITY)
+        self.runner.start_planner(PLANNER)
 
     @property
     def state(self):
         return self.runner.state
 
-    def edit(self, **changes):
-        self.runner._state = dataclasses.replace(self.state, **changes)
-
-    def feed(self, slot, text, row=None, is_root=True):
-        """Feed tokens to a request's root, which is made if the request is new."""
+    def feed(self, slot, text, row=None, above=NO_NODE):
+        """Feed tokens to a request's new root, below a node or none."""
         ids = AsciiTokenizer().encode(text)
-        token = np.zeros(C, np.int32)
-        request = np.full(C, R, np.int32)
-        token[: len(ids)], request[: len(ids)] = ids, slot
-        last = np.full(B, -1, np.int32)
+        chunk, end = empty_chunk(CAPACITY, C), len(ids)
+        chunk.token[:end], chunk.request[:end] = ids, slot
+        chunk.node[:end] = N + R + slot
+        chunk.starts[slot], chunk.root[slot] = True, above
         if row is not None:
-            last[row] = len(ids) - 1
-        starts = (np.arange(R) == slot) & is_root
-        self.runner.prefill(Chunk(token, request, starts, last, np.zeros(B, np.int32)))
+            chunk.last[row] = end - 1
+        self.runner.feed(chunk)
+        self.state.tree.check()
+        return int(self.state.roots[slot])
+
+    def mark_resting(self, *nodes):
+        """Let nodes rest; rows that are there go on."""
+        resting = self.state.resting.at[jnp.array(nodes)].set(True)
+        self.runner._state = dataclasses.replace(self.state, resting=resting)
+
+    def edit(self, **marked):
+        """Mark nodes in masks of an edit, and make it."""
+        changes = empty_edit(CAPACITY)
+        for name, nodes in marked.items():
+            getattr(changes, name)[nodes] = True
+        self.runner.edit(changes)
         self.state.tree.check()
 
-    def start_below(self, slot, node):
-        """Let a request begin in a new child of a node."""
-        tree, child = branch(self.state.tree, jnp.array([node]), jnp.array([True]))
-        roots = self.state.roots.at[slot].set(child[0])
-        keys = self.state.branch_keys.with_roots(child)
-        self.edit(tree=tree, roots=roots, branch_keys=keys)
-        return int(child[0])
+    def split(self, node, at):
+        """Split a node; return the new one, which has its first tokens."""
+        changes = empty_edit(CAPACITY)
+        changes.split[0], changes.at[0] = node, at
+        report = self.runner.edit(changes)
+        self.state.tree.check()
+        return int(Numbers.unpack(np.asarray(report.numbers), R).split_off[0])
 
-    def rest(self, *nodes):
-        self.edit(resting=self.state.resting.at[jnp.array(nodes)].set(True))
-
-    def decode(self, steps=1, dropped=()):
-        mask = np.isin(np.arange(N), list(dropped))
-        table = make_request_table(SAMPLING, [12] * R, EOS)
-        state = self.runner.decode(table, mask, steps, PLANNER)
-        state.tree.check()
-        log = StepLog.unpack(np.asarray(state.log))
-        return jax.tree.map(lambda x: x[: int(state.step)], vars(log))
+    def decode(self, steps=1):
+        table = make_request_table([SAMPLING] * R, [12] * R, EOS)
+        turn = Turn(np.ones(R, bool), np.zeros(R, bool), np.int32(steps))
+        report = self.runner.decode(table, turn, PLANNER, B)
+        self.state.tree.check()
+        log = StepLog.unpack(np.asarray(report.log))
+        taken = Numbers.unpack(np.asarray(report.numbers), R).steps
+        return jax.tree.map(lambda x: x[:taken], vars(log))
 
     def finish(self):
         """Decode until no request is left; return the tokens of each slot."""
@@ -90,11 +98,9 @@ class Forest:
 
 def test_a_request_below_a_resting_prompt_reads_as_the_whole_prompt():
     forest = Forest()
-    forest.feed(0, "The quick ")
-    prompt = int(forest.state.roots[0])
-    forest.rest(prompt)
-    forest.start_below(0, prompt)
-    forest.feed(0, "brown", row=0, is_root=False)
+    prompt = forest.feed(0, "The quick ")
+    forest.mark_resting(prompt)
+    forest.feed(0, "brown", row=0, above=prompt)
     alone = decode_alone("The quick brown", SAMPLING)
     assert tuple(forest.finish()[0]) == alone.tokens
     # What the request owned is gone, and the prompt rests.
@@ -104,76 +110,70 @@ def test_a_request_below_a_resting_prompt_reads_as_the_whole_prompt():
     assert forest.state.resting[prompt]
 
 
-def test_requests_below_a_running_one_outlive_it_and_do_not_end_it():
-    """Their prompts begin alike, and part within the node of the first."""
+def test_requests_below_parts_of_a_prompt_outlive_each_other():
+    """Their prompts part within the node of the first, which is decoding already."""
     forest = Forest()
-    forest.feed(0, "The quick brown", row=0)
+    prompt = forest.feed(0, "The quick brow")
+    forest.mark_resting(prompt)
+    forest.feed(0, "n", row=0, above=prompt)
     forest.decode(4)
-    root = int(forest.state.roots[0])
-    state, [upper] = split_nodes(forest.state, jnp.array([root]), jnp.array([10]))
-    forest.edit(**vars(state))
-    assert int(forest.state.roots[0]) == root
-    forest.start_below(1, upper)
-    forest.feed(1, "red fox", row=1, is_root=False)
-    forest.start_below(2, root)
-    forest.feed(2, "!", row=2, is_root=False)
+    upper = forest.split(prompt, 10)
+    forest.feed(1, "red fox", row=1, above=upper)
+    forest.feed(2, "n!", row=2, above=prompt)
     tokens = forest.finish()
     first = decode_alone("The quick brown", SAMPLING).tokens
     assert tuple(tokens[0]) == first[4:]
     assert tuple(tokens[1]) == decode_alone("The quick red fox", SAMPLING).tokens
     assert tuple(tokens[2]) == decode_alone("The quick brown!", SAMPLING).tokens
+    assert forest.live == sorted([prompt, upper])
+
+
+def test_a_request_that_the_host_drops_leaves_the_others_alone():
+    forest = Forest()
+    prompt = forest.feed(0, "The quick brow")
+    forest.mark_resting(prompt)
+    first = forest.feed(0, "n", row=0, above=prompt)
+    second = forest.feed(1, "n fox", row=1, above=prompt)
+    forest.decode(2)
+    forest.edit(dropped=[first])
+    assert forest.state.roots.tolist() == [N, second, N]
+    assert forest.state.rows.request.tolist()[:2] == [R, 1]
+    forest.edit(dropped=[second])
+    assert forest.state.roots.tolist() == [N] * R
+    assert forest.live == [prompt]
+    # What rests goes if the host says so, and then alone.
+    forest.edit(dropped=[prompt])
     assert forest.live == []
     assert forest.state.tree.num_free_pages == CAPACITY.pages
 
 
-@pytest.mark.parametrize("rests", [False, True])
-def test_a_request_that_the_host_drops_leaves_the_others_alone(rests):
-    forest = Forest()
-    forest.feed(0, "The quick brown", row=0)
-    root = int(forest.state.roots[0])
-    if rests:
-        forest.rest(root)
-    child = forest.start_below(1, root)
-    forest.feed(1, " fox", row=1, is_root=False)
-    forest.decode(2)
-    forest.decode(0, dropped=[root])
-    assert forest.state.roots.tolist() == [N, child, N]
-    assert forest.state.rows.request.tolist()[:2] == [R, 1]
-    assert root in forest.live
-    forest.decode(0, dropped=[child])
-    assert forest.state.roots.tolist() == [N] * R
-    assert forest.live == ([root] if rests else [])
-
-
 def test_dropping_the_lower_request_keeps_the_row_where_it_began():
     forest = Forest()
-    forest.feed(0, "The quick brown", row=0)
-    child = forest.start_below(1, int(forest.state.roots[0]))
-    forest.feed(1, " fox", row=1, is_root=False)
-    forest.decode(0, dropped=[child])
+    root = forest.feed(0, "The quick brown", row=0)
+    child = forest.feed(1, " fox", row=1, above=root)
+    forest.edit(dropped=[child])
     assert forest.state.roots.tolist()[1] == N
     assert tuple(forest.finish()[0]) == decode_alone("The quick brown", SAMPLING).tokens
 
 
-def test_a_request_of_a_resting_root_ends_when_its_last_branch_is_dropped():
+def test_a_request_ends_when_its_last_branch_is_to_rest():
     forest = Forest()
-    forest.feed(0, "The quick brown", row=0)
-    root = int(forest.state.roots[0])
-    forest.rest(root)
+    root = forest.feed(0, "The quick brown", row=0)
     forest.decode(2)
-    forest.decode(0, dropped=[int(forest.state.rows.node[0])])
+    leaf = int(forest.state.rows.node[0])
+    forest.edit(rest=[leaf])
     assert forest.state.roots.tolist() == [N] * R
-    assert forest.live == [root]
+    assert forest.live == sorted({root, leaf})
+    assert forest.state.resting[root] and forest.state.resting[leaf]
 
 
 def test_parts_of_a_node_that_rests_rest_and_those_of_a_kept_one_are_not_kept():
     forest = Forest()
-    forest.feed(0, "The quick brown", row=0)
-    root = int(forest.state.roots[0])
-    forest.rest(root)
-    forest.edit(keep=jnp.ones(N, bool))
+    root = forest.feed(0, "The quick brown", row=0)
+    forest.mark_resting(root)
+    kept = dataclasses.replace(forest.state, keep=jnp.ones(N, bool))
     nodes, places = jnp.array([root, root]), jnp.array([3, 9])
-    state, parts = split_nodes(forest.state, nodes, places)
+    state, parts = split_nodes(kept, nodes, places)
     state.tree.check()
     assert state.resting[parts].tolist() == [True, True]
     assert not state.keep[parts].any() and state.keep[root]

@@ -1,13 +1,13 @@
 """What no request asks for is no part of the decode loop."""
 
+import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from deft_jax.engine.kept_programs import kept_path
-from deft_jax.engine.runner import Runner, with_top_log
+from deft_jax.engine.runner import Runner, no_turn
 from deft_jax.runtime.attention_method import TreeMethod
 from deft_jax.runtime.step import decode
 from deft_jax.sampling.params import MAX_LOGPROBS, Sampling
@@ -22,21 +22,21 @@ RICH = Sampling(logprobs=1)
 
 def arguments(sampling):
     """Return what the decode loop takes for one request."""
-    runner = Runner(tiny_model(), TreeMethod())
-    runner.prepare(CAPACITY, ContinueAll())
+    runner, planner = Runner(tiny_model(), TreeMethod()), ContinueAll()
+    runner.prepare(CAPACITY)
+    runner.start_planner(planner)
+    state = dataclasses.replace(runner.state, planner=runner.planner_state(planner))
     free = CAPACITY.requests - 1
     table = make_request_table([sampling, *[None] * free], [9, *[None] * free], EOS)
-    state = with_top_log(runner.state, table.num_top)
-    no_node = jnp.zeros(CAPACITY.nodes, bool)
-    return runner.model, state, table, no_node, jnp.int32(1)
+    return runner.model, state, table, no_turn(CAPACITY)
+
+
+def step(*args):
+    return decode(*args, planner=ContinueAll(), method=TreeMethod())
 
 
 def traced(sampling):
     """Return the decode loop as text, without the addresses of functions."""
-
-    def step(*args):
-        return decode(*args, planner=ContinueAll(), method=TreeMethod())
-
     return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(*arguments(sampling))))
 
 
@@ -50,13 +50,13 @@ def test_likely_tokens_are_looked_for_only_if_they_are_wanted():
     assert rich.count(" sort[") == plain.count(" sort[") + 1
 
 
-def test_the_state_has_a_log_of_likely_tokens_only_if_they_are_wanted():
-    plain, rich = arguments(PLAIN)[1], arguments(RICH)[1]
-    assert plain.top_log == ()
-    more = set(map(jnp.shape, jax.tree.leaves(rich.top_log)))
-    assert more == {(plain.log.shape[0], 1 + 2 * MAX_LOGPROBS, CAPACITY.rows)}
-    assert with_top_log(plain, 0) is plain and with_top_log(rich, MAX_LOGPROBS) is rich
-    assert with_top_log(rich, 0).top_log == ()
+def test_the_report_has_likely_tokens_only_if_they_are_wanted():
+    (_, plain), (_, rich) = (
+        jax.eval_shape(step, *arguments(sampling)) for sampling in (PLAIN, RICH)
+    )
+    assert plain.tops == ()
+    steps, _, rows = plain.log.shape
+    assert rich.tops.shape == (steps, 1 + 2 * MAX_LOGPROBS, rows)
 
 
 def test_kept_programs_with_and_without_likely_tokens_are_two(

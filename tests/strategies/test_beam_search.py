@@ -10,7 +10,9 @@ import pytest
 
 from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
+from deft_jax.engine.runner import Runner
 from deft_jax.models.config.shapes import SHAPES
+from deft_jax.runtime.state import Report, Turn
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.strategies.traits import footprint_of
@@ -42,24 +44,41 @@ def look(tree) -> Holding:
     return Holding(tokens, pages, tree.num_nodes - int(tree.num_free_nodes))
 
 
+class WatchedRunner(Runner):
+    """Runs single steps and notes what is held after each."""
+
+    def __init__(self, model, method):
+        super().__init__(model, method)
+        self.held: list[Holding] = []
+
+    def decode(self, table, turn: Turn, planner, width: int) -> Report:
+        """Run one step at most, whatever is asked for."""
+        single = dataclasses.replace(turn, max_steps=np.minimum(turn.max_steps, 1))
+        report = super().decode(table, single, planner, width)
+        if turn.max_steps:
+            self.state.tree.check()
+            self.held.append(look(self.state.tree))
+        return report
+
+
+class WatchedEngine(Engine):
+    """An engine of single steps that caches nothing."""
+
+    runner: WatchedRunner
+
+    def _create_runner(self, model) -> Runner:
+        return WatchedRunner(model, self.method)
+
+
 @functools.cache
 def search(nodes: int, shares_pages: bool):
     """Return the trees of `PROMPTS`, and what was held after each step of each."""
     beam = dataclasses.replace(BEAM, shares_pages=shares_pages)
     capacity = dataclasses.replace(TIGHT, nodes=nodes, pages=TIGHT.pages * 4)
-    engine = Engine(tiny_model(), AsciiTokenizer(), capacity=capacity)
-    runner, held = engine.runner, []
-    runner.log_steps = 1
-    decode = runner.decode
-
-    def watched(table, dropped, max_steps, planner):
-        state = decode(table, dropped, max_steps, planner)
-        assert int(state.step) <= 1
-        state.tree.check()
-        held.append(look(state.tree))
-        return state
-
-    runner.decode = watched
+    engine = WatchedEngine(
+        tiny_model(), AsciiTokenizer(), capacity=capacity, prefix_cache=False
+    )
+    held = engine.runner.held
     trees, steps = [], []
     for prompt in PROMPTS:
         trees += engine.generate(prompt, beam, ENDLESS)

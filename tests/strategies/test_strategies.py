@@ -134,7 +134,7 @@ def test_random_growth_loses_no_node_that_rests():
     trees = tiny_engine().generate(PROMPTS, GROWTH, Sampling(max_new_tokens=10))
     assert all(len(tree.nodes) > 20 for tree in trees)
     assert max(len(node.tokens) for tree in trees for node in tree.nodes[1:]) > 2
-    assert int(tiny_engine().state.planner["lost"]) == 0
+    assert int(tiny_engine().runner.planner_state(GROWTH.planner)["lost"]) == 0
 
 
 @pytest.mark.parametrize("stop", [(), ("aa", "8I", "YI", "be")])
@@ -186,9 +186,9 @@ def decode_steps(monkeypatch):
     decode = runner.decode
 
     def counting(*args):
-        state = decode(*args)
-        steps.append(int(state.step))
-        return state
+        report = decode(*args)
+        steps.append(int(report.numbers[0]))
+        return report
 
     monkeypatch.setattr(runner, "decode", counting)
     return steps

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from deft_jax.layers.ops import LayerOps
+from deft_jax.layers.ops import FULL, LayerOps
 from deft_jax.layers.qkv import QKV
 from deft_jax.models.config.config import LlamaConfig
 from deft_jax.models.families.llama import Llama
@@ -18,11 +18,15 @@ def empty_caches(config: LlamaConfig, dtype: jnp.dtype) -> tuple[Cache, ...]:
     return tuple({"k": empty, "v": empty} for _ in range(config.num_layers))
 
 
-def dense_attention(heads: QKV, cache: Cache) -> tuple[jax.Array, Cache]:
+def dense_attention(
+    heads: QKV, cache: Cache, kind: str = FULL
+) -> tuple[jax.Array, Cache]:
     """Attend causally from Q tokens that follow the T tokens of the cache.
 
-    Computes in float32; the output [Q, H, D] has the dtype of q.
+    All layers are of the kind `FULL`. Computes in float32; the output [Q, H, D] has the
+    dtype of q.
     """
+    assert kind == FULL
     q, k, v = heads.rotated()
     cache = {"k": jnp.append(cache["k"], k, 0), "v": jnp.append(cache["v"], v, 0)}
     num_queries, num_heads, head_dim = q.shape

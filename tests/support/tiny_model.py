@@ -17,9 +17,10 @@ from jax import lax
 
 from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
-from deft_jax.layers.ops import LayerOps
+from deft_jax.layers.ops import FULL, LayerOps
+from deft_jax.models.config.config import LlamaConfig
 from deft_jax.models.config.shapes import SHAPES
-from deft_jax.models.families.llama import Llama
+from deft_jax.models.families.llama import SLIDING, Llama
 from deft_jax.models.tokenizers.detokenizer import Detokenizer
 from deft_jax.sampling.draw import sample
 from deft_jax.sampling.noise import ROOT_KEY, child_key
@@ -57,10 +58,16 @@ class AsciiTokenizer:
         return Detokenizer(lambda token: bytes([token]), skipped=EOS)
 
 
+WINDOW_CONFIG = dataclasses.replace(
+    CONFIG, num_layers=4, sliding_window=9, sliding_layers=frozenset({0, 2})
+)
+"""Layers of two kinds in turn; the window is longer than a page and ends within one."""
+
+
 @functools.cache
-def tiny_model() -> Llama:
+def tiny_model(config: LlamaConfig = CONFIG) -> Llama:
     """Return random float32 weights, so large that positions and attention matter."""
-    graph, state = nnx.split(Llama.random(CONFIG, seed=1, dtype=jnp.float32))
+    graph, state = nnx.split(Llama.random(config, seed=1, dtype=jnp.float32))
     scale = {"head": 20.0, "embedding": 50.0}
 
     def enlarge(path, x):
@@ -95,6 +102,7 @@ def decode_alone(
     sampling: Sampling,
     branch: int = 0,
     key: int = ROOT_KEY,
+    config: LlamaConfig = CONFIG,
 ) -> LoneSequence:
     """Decode one sequence as branch number `branch` of a request with a key."""
     is_text = isinstance(prompt, str)
@@ -104,7 +112,7 @@ def decode_alone(
     end = min(len(prompt) + sampling.max_new_tokens, CONFIG.context_length)
     tokens, logprobs, length = jax.device_get(
         _decode(
-            tiny_model(),
+            tiny_model(config),
             jnp.asarray(tokens),
             jnp.int32(len(prompt)),
             jnp.int32(end),
@@ -186,19 +194,26 @@ def dense_logits(model: Llama, tokens: jax.Array) -> jax.Array:
     """Return [L, V] float32 logits of the tokens that follow each of [L] tokens."""
     positions = jnp.arange(tokens.shape[0])
     caches = (None,) * model.config.num_layers
-    hidden, _ = model(tokens, positions, caches, LayerOps(_causal_attention))
+    windows = {FULL: None, SLIDING: model.config.sliding_window}
+    attend = functools.partial(_causal_attention, windows)
+    hidden, _ = model(tokens, positions, caches, LayerOps(attend))
     return model.logits(hidden)
 
 
 _dense_logits = jax.jit(dense_logits)
 
 
-def _causal_attention(heads, cache):
-    """Attend from q [L, H, D] to k, v [L, K, D], in the plainest form."""
+def _causal_attention(windows, heads, cache, kind=FULL):
+    """Attend from q [L, H, D] to k, v [L, K, D], in the plainest form.
+
+    Token 5 sees the tokens 0 to 5, or with a window of 3 the tokens 3, 4 and 5.
+    """
     q, k, v = heads.rotated()
     repeat = q.shape[1] // k.shape[1]
     k, v = (jnp.repeat(x, repeat, axis=1) for x in (k, v))
     logits = jnp.einsum("qhd,khd->hqk", q, k) / q.shape[2] ** 0.5
-    causal = jnp.tril(jnp.ones(logits.shape[1:], bool))
-    weights = jax.nn.softmax(jnp.where(causal[None], logits, -jnp.inf), axis=-1)
+    seen = jnp.tril(jnp.ones(logits.shape[1:], bool))
+    if windows[kind] is not None:
+        seen &= ~jnp.tril(seen, -windows[kind])
+    weights = jax.nn.softmax(jnp.where(seen[None], logits, -jnp.inf), axis=-1)
     return jnp.einsum("hqk,khd->qhd", weights, v), cache

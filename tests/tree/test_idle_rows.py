@@ -160,7 +160,7 @@ WRONG = {
     ),
     "both": (
         accept_and_prune,
-        [good(1), ROWS, Staying(MASK)],
+        [good(1), ROWS, Staying(jnp.asarray(MASK))],
         "doomed must be [6] bool",
     ),
 }

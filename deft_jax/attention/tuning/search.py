@@ -14,7 +14,7 @@ from jax import lax
 from deft_jax.attention.device import device_of, num_multiprocessors
 from deft_jax.attention.hopper import attend, make_spec
 from deft_jax.attention.kernel_inputs import prepare
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.attention.tuning.problem import Problem
 from deft_jax.pallas_kernels.kernel_spec import SHARED_BYTES, KernelConfig, KernelSpec
 
@@ -55,7 +55,7 @@ class Measurement:
 
 def problem_spec(problem: Problem, config: KernelConfig | None = None) -> KernelSpec:
     """Return the kernels' sizes for a problem on the device where its arrays lie."""
-    plain = AttentionSpec.plain(problem.q.shape[-1])
+    plain = Logits.plain(problem.q.shape[-1])
     spec = dataclasses.replace(plain, window=problem.window)
     return make_spec(
         problem.q,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deft_jax.attention.hopper import make_spec
-from deft_jax.attention.spec import HEADS, AttentionSpec, Heads
+from deft_jax.attention.spec import HEADS, Heads, Logits
 from deft_jax.attention.tuning.problem import level_arrays, make_problem, tree_levels
 from deft_jax.attention.tuning.search import (
     Measurement,
@@ -26,7 +26,7 @@ TINY = {"a": [(1, 40), (3, 20)], "b": [(1, 10), (2, 17), (3, 1)]}
 def spec(heads: Heads, page_size: int) -> KernelSpec:
     q = jnp.zeros((64, heads.num_q, heads.head_dim), jnp.bfloat16)
     k = jnp.zeros((1, heads.num_kv, page_size, heads.head_dim), q.dtype)
-    return make_spec(q, k, AttentionSpec(1.0, None, None), config=KernelConfig())
+    return make_spec(q, k, Logits(1.0, None, None), config=KernelConfig())
 
 
 def test_a_tree_as_plain_arrays():

@@ -2,7 +2,6 @@
 
 import pytest
 
-from deft_jax.bench.decode import bench_engine
 from deft_jax.bench.decode.bench_engine import IdsOnly
 from deft_jax.bench.decode.decode_run import PARTS, make_engine, run
 from deft_jax.bench.decode.setting import Programs, Setting
@@ -13,6 +12,7 @@ from deft_jax.bench.trees.workload import (
     reasoning_workloads,
     speculative_workloads,
 )
+from deft_jax.engine import runner
 from tests.support.tiny_model import tiny_model
 
 KERNELS = [("mosaic_gpu_kernel", 2.0), ("nvjet", 5.0), ("DeviceRadixSort", 0.5)]
@@ -20,7 +20,7 @@ KERNELS = [("mosaic_gpu_kernel", 2.0), ("nvjet", 5.0), ("DeviceRadixSort", 0.5)]
 
 def record(call):
     """Make up a step's kernels, the same for every step."""
-    return KERNELS * int(call())
+    return KERNELS * int(call()[0])
 
 
 def setting(**options) -> Setting:
@@ -89,9 +89,9 @@ def test_trees_of_a_capacity_share_their_programs(monkeypatch):
             lowered.append(options["method"])
             return self.jitted.lower(*args, **options)
 
-    monkeypatch.setattr(bench_engine, "run_prefill", Watched(bench_engine.run_prefill))
-    watched = Watched(bench_engine.decode_program())
-    monkeypatch.setattr(bench_engine, "decode_program", lambda: watched)
+    monkeypatch.setattr(runner, "run_prefill", Watched(runner.run_prefill))
+    watched = Watched(runner.decode_program())
+    monkeypatch.setattr(runner, "decode_program", lambda: watched)
     workloads = reasoning_workloads(["docmerge"], [4, 5], shorten=200)
     one = setting()
     for workload in workloads:

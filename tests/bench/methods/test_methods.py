@@ -71,7 +71,13 @@ DRAFT_CAPACITY = draft_replay.capacity(DRAFTS[0], PAGE_SIZE)
 
 def engine(method: str, size: Capacity = CAPACITY) -> Engine:
     chosen = make_method(method, "xla", path_tokens=PATH_TOKENS)
-    return Engine(tiny_model(), AsciiTokenizer(), capacity=size, implementation=chosen)
+    return Engine(
+        tiny_model(),
+        AsciiTokenizer(),
+        capacity=size,
+        implementation=chosen,
+        prefix_cache=False,
+    )
 
 
 def prompt(template: TreeTemplate | DraftTemplate) -> list[int]:

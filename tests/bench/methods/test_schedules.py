@@ -18,7 +18,7 @@ from deft_jax.attention.hopper import attend, make_spec
 from deft_jax.attention.kernel_inputs import prepare, tiling_of
 from deft_jax.attention.schedule import Schedule
 from deft_jax.attention.shares import even_shares
-from deft_jax.attention.spec import AttentionSpec, Tiling
+from deft_jax.attention.spec import AttentionSpec, Logits, Tiling
 from deft_jax.attention.units import BOTH, WHOLE
 from deft_jax.bench.methods.choice import make_method
 from deft_jax.bench.methods.duplicated import Caches, cache_work
@@ -26,6 +26,7 @@ from deft_jax.bench.methods.node import node_schedule, slot_numbers
 from deft_jax.bench.methods.sequence_spec import sequence_spec
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
+from deft_jax.layers.ops import FULL
 from deft_jax.layers.qkv import QKV
 from deft_jax.models.config.shapes import SHAPES
 from deft_jax.pallas_kernels.grouped_partial_attention import work
@@ -288,8 +289,8 @@ def check_interpreted(case: Case, args: Inputs, spec, pools, prepared) -> None:
     np.testing.assert_allclose(lse[~blind], expected_lse[~blind], atol=LSE_ERROR)
 
 
-def logits_of(case: Case) -> AttentionSpec:
-    return AttentionSpec(scale=case.heads.head_dim**-0.5, window=None, soft_cap=None)
+def logits_of(case: Case) -> Logits:
+    return Logits(scale=case.heads.head_dim**-0.5, window=None, soft_cap=None)
 
 
 FEW = Limits(nodes=4, pages=12, page_size=16, rows=2)
@@ -388,10 +389,12 @@ def lowered_calls(method: AttentionMethod, rows: int, *, reads_prompt: bool) -> 
         requests=1, rows=rows, nodes=2 * rows, pages=80, page_size=64, chunk=rows
     )
     config = dataclasses.replace(LLAMA, num_layers=1)
+    sizes = Heads(config.num_q_heads, config.num_kv_heads, config.head_dim)
+    spec = AttentionSpec.create(sizes, "bfloat16")
 
     def layer(tree, slots, before, heads, pool):
         before = None if reads_prompt else before
-        plan, pool = method.plan(tree, slots, pool, before)
+        plan, pool = method.plan(tree, slots, pool, before, {FULL: spec})
         (own,) = pool
         return method.attend(plan, heads, own)
 

@@ -13,19 +13,22 @@ from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
 from deft_jax.engine.runner import run_decode
 from deft_jax.errors import CapacityError
-from deft_jax.runtime.state import StepLog
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
 from deft_jax.strategies.protocol import View
 from deft_jax.tree.state import Tree
 from tests.runtime.test_one_trace import num_traces
-from tests.support.bench.replay_engines import TightEngine, WatchedEngine
-from tests.support.tiny_model import CONFIG, AsciiTokenizer, path_logprobs, tiny_model
+from tests.support.bench.replay_engines import (
+    ReplayEngine,
+    TightEngine,
+    WatchedEngine,
+)
+from tests.support.tiny_model import CONFIG, path_logprobs, tiny_model
 
 PROMPT = 19
 ACCEPTS = (1, 5, 3, 1, 1, 4, 2, 5, 2, 4, 3, 1, 5)
-"""Thirteen, so that the last step with drafts is the last of a burst while text is
-streamed: after 1, 5, 9 and 13 steps."""
+"""Thirteen, so that the last step with drafts is the last of a watched burst: after
+1, 5, 9 and 13 steps."""
 
 
 def brief(template: DraftTemplate) -> DraftTemplate:
@@ -103,13 +106,9 @@ def told():
     watched = {}
     for template in TEMPLATES:
         engine = WatchedEngine(CAPACITY)
-        tree = replay(engine, template, on_token=lambda event: None)
+        tree = replay(engine, template)
         assert tree.notice is None and len(tree.nodes) == 2
-        logs = [
-            StepLog.unpack(np.asarray(burst.log[: burst.step]))
-            for burst in engine.runner.bursts
-        ]
-        tokens = [log.token for log in logs]
+        tokens = [burst.log.token for burst in engine.runner.bursts]
         tokens = np.concatenate(tokens)[: template.steps, : template.num_tokens]
         branch = tree.nodes[1]
         watched[template.name] = Told(
@@ -158,10 +157,10 @@ def test_every_draft_sees_its_own_path(told, template):
     """After the last step of each burst, logits as one sequence alone gives them."""
     replayed, step, looked_at = told[template.name], -1, 0
     for burst in replayed.bursts:
-        step += int(burst.step)
-        if not burst.step or step >= template.steps:
+        step += burst.steps
+        if not burst.steps or step >= template.steps:
             continue
-        logits = np.asarray(tiny_model().logits(jnp.asarray(burst.hidden)))
+        logits = np.asarray(tiny_model().logits(jnp.asarray(burst.state.hidden)))
         for row, path in enumerate(paths_down(template, replayed.tokens[step])):
             exact = path_logprobs(replayed.text(step) + path)[-1]
             found = logits[row] - jax.nn.logsumexp(logits[row])
@@ -173,25 +172,27 @@ def test_every_draft_sees_its_own_path(told, template):
 def test_the_last_kept_token_is_as_after_a_prefill(told):
     """Hidden state of the last kept token, and of a prompt that is the whole text."""
     replayed = told[RANKED.name]
-    last = [burst for burst in replayed.bursts if burst.step][-2]
-    assert RANKED.tips[-1] == RANKED.num_tokens - 2 and last.step == 4
+    last = [burst for burst in replayed.bursts if burst.steps][-2]
+    assert RANKED.tips[-1] == RANKED.num_tokens - 2 and last.steps == 4
     engine = WatchedEngine(CAPACITY)
     text = replayed.text(RANKED.steps)
     engine.generate(text, BestOfN(1), Sampling(temperature=0.0, max_new_tokens=1))
     expected = engine.runner.prefills[-1].hidden[0]
-    np.testing.assert_allclose(last.hidden[RANKED.tips[-1]], expected, atol=1e-4)
+    found = last.state.hidden[RANKED.tips[-1]]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @each_template
 def test_pages_are_those_of_prompt_trunk_and_drafts(told, template):
     strategy, replayed, step = DraftReplay(template), told[template.name], -1
     for burst in replayed.bursts:
-        step += int(burst.step)
-        if burst.step and step < template.steps:
+        step += burst.steps
+        if burst.steps and step < template.steps:
             trunk = sum(ACCEPTS[:step]) + template.num_tokens
             pages = CAPACITY.pages_for(PROMPT) + CAPACITY.pages_for(trunk)
-            assert burst.tree.num_free_pages == CAPACITY.pages - pages
-            assert burst.tree.num_free_nodes == CAPACITY.nodes - strategy.nodes
+            tree = burst.state.tree
+            assert tree.num_free_pages == CAPACITY.pages - pages
+            assert tree.num_free_nodes == CAPACITY.nodes - strategy.nodes
     pages, nodes = strategy.pages_needed(PAGE_SIZE), strategy.nodes
     enough = TightEngine(CAPACITY, pages=pages, nodes=nodes)
     assert replay(enough, template).nodes[1].tokens == replayed.branch
@@ -249,7 +250,7 @@ def view(token) -> View:
 
 
 def test_draft_trees_of_one_depth_share_a_compilation(told):
-    engine = Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY)
+    engine = ReplayEngine(CAPACITY)
     before = num_traces(run_decode)
     for template in TEMPLATES:
         assert replay(engine, template).nodes[1].tokens == told[template.name].branch
@@ -260,16 +261,15 @@ def test_draft_trees_of_one_depth_share_a_compilation(told):
 
 
 def test_prompts_take_turns(told):
-    engine = Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY)
+    engine = ReplayEngine(CAPACITY)
     strategy = DraftReplay(RANKED)
     prompts = [prompt(), prompt(33), prompt()]
     trees = engine.generate(prompts, strategy, strategy.sampling)
     texts = [tree.nodes[1].tokens for tree in trees]
     assert texts[0] == texts[2] == told[RANKED.name].branch != texts[1]
     assert len(texts[1]) == sum(ACCEPTS)
-    assert int(engine.state.planner.agreed) == int(
-        told[RANKED.name].bursts[-1].planner.agreed
-    )
+    planner_state = engine.runner.planner_state(strategy.planner)
+    assert planner_state.agreed == told[RANKED.name].bursts[-1].planner.agreed
 
 
 def test_capacities_are_those_of_the_template():
@@ -282,9 +282,8 @@ def test_capacities_are_those_of_the_template():
 
 def test_a_replay_refuses_several_requests_at_a_time():
     size = dataclasses.replace(CAPACITY, requests=2)
-    engine = Engine(tiny_model(), AsciiTokenizer(), capacity=size)
     with pytest.raises(CapacityError, match="1 request at a time, the engine 2"):
-        replay(engine, REAL)
+        replay(ReplayEngine(size), REAL)
 
 
 def test_the_texts_fit_the_dense_model():

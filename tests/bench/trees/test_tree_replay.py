@@ -21,8 +21,8 @@ from deft_jax.errors import CapacityError
 from deft_jax.results.generation_tree import GenerationTree
 from deft_jax.sampling.params import Sampling
 from tests.runtime.test_one_trace import num_traces
-from tests.support.bench.replay_engines import TightEngine
-from tests.support.tiny_model import CONFIG, AsciiTokenizer, path_logprobs, tiny_model
+from tests.support.bench.replay_engines import ReplayEngine, TightEngine
+from tests.support.tiny_model import CONFIG, path_logprobs
 
 UNEVEN = TreeTemplate.create(
     "uneven", [-1, 0, 0, 0, 1, 1, 1, 4, 4, 3, 9], [11, 3, 9, 5, 1, 8, 13, 2, 6, 7, 1]
@@ -45,14 +45,10 @@ PAGE_SIZE = 8
 CAPACITY = common_capacity(TREES, PAGE_SIZE)
 
 
-def engine(size: Capacity) -> Engine:
-    return Engine(tiny_model(), AsciiTokenizer(), capacity=size)
-
-
 @pytest.fixture(scope="module")
 def shared() -> Engine:
     """Return one engine for all trees."""
-    return engine(CAPACITY)
+    return ReplayEngine(CAPACITY)
 
 
 def prompt(template: TreeTemplate, first: int = 40) -> list[int]:
@@ -175,7 +171,7 @@ def test_capacities_are_those_of_the_template():
 
 
 def test_a_replay_refuses_several_requests_at_a_time():
-    several = engine(dataclasses.replace(CAPACITY, requests=2))
+    several = ReplayEngine(dataclasses.replace(CAPACITY, requests=2))
     with pytest.raises(CapacityError, match="1 request at a time, the engine 2"):
         replay(several, UNEVEN)
 

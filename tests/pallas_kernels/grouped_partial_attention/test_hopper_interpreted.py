@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from deft_jax.attention.hopper import tree_attention_mosaic
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.pallas_kernels.grouped_partial_attention.ring import Ring
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig
 from tests.support.attention_checks import Case, Inputs, attend, inputs
@@ -76,7 +76,7 @@ Pools = tuple[jax.Array, jax.Array]
 
 def interpret(case: Case, args: Inputs, pools: Pools, num_workers: int):
     """Return out and lse as numpy arrays; a race is an error."""
-    logits = AttentionSpec(case.heads.head_dim**-0.5, case.window, case.soft_cap)
+    logits = Logits(case.heads.head_dim**-0.5, case.window, case.soft_cap)
     with races_raise():
         results = tree_attention_mosaic(
             args.q,

@@ -12,7 +12,7 @@ import pytest
 
 from deft_jax.attention.hopper import DTYPES, HEAD_DIMS, tree_attention_mosaic
 from deft_jax.attention.portable import tree_attention_mma
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from deft_jax.pallas_kernels.kernel_spec import KernelConfig
 from tests.support.attention_checks import Case, attend, inputs
 from tests.support.forest_plans import Limits, Plan
@@ -44,7 +44,7 @@ KERNELS = {
 
 def results(kernel, case: Case, q, pools, grouping) -> list[np.ndarray]:
     """Return out and lse of a kernel in float32."""
-    logits = AttentionSpec(case.heads.head_dim**-0.5, case.window, case.soft_cap)
+    logits = Logits(case.heads.head_dim**-0.5, case.window, case.soft_cap)
     run = jax.jit(lambda *args: kernel(*args, logits))
     return [np.array(x, np.float32) for x in run(q, *pools, grouping)]
 

@@ -17,6 +17,7 @@ from deft_jax.engine.engine import Engine
 from deft_jax.engine.runner import Runner, run_decode_on_gpu
 from deft_jax.models.config.shapes import SHAPES
 from deft_jax.models.families.llama import Llama
+from deft_jax.runtime.state import Report, pack_numbers
 from tests.support.kernels.compile_kernels import compile_jitted
 
 HOPPER = (9, 0)
@@ -29,34 +30,43 @@ REPLAYS = {
 class CompilingRunner(Runner):
     """Compiles its first decode step for a GPU and goes no further."""
 
-    def prefill(self, chunk):
+    def feed(self, chunk, question=None):
         """Read nothing; the prompts are somewhere."""
         roots = jnp.zeros_like(self.state.roots)
         self._state = dataclasses.replace(self.state, roots=roots)
-        return self.state
+        return Report(pack_numbers(self.state))
 
-    def decode(self, table, dropped, max_steps, planner):
+    def decode(self, table, turn, planner, width):
         """Compile the step.
 
         Raises:
             SystemExit: it is done.
         """
-        arrays = self.model, self.state, table, dropped, jnp.int32(max_steps)
-        static = {"planner": planner, "method": self.method}
+        planner_state = self.planner_state(planner)
+        state = dataclasses.replace(self.state, planner=planner_state)
+        arrays = self.model, state, table, turn
+        static = {"planner": planner, "method": self.method, "width": width}
         compile_jitted(HOPPER, run_decode_on_gpu, *arrays, **static)
         raise SystemExit(0)
+
+
+class CompilingEngine(Engine):
+    """Feeds and decodes nothing."""
+
+    def _create_runner(self, model):
+        return CompilingRunner(model, self.method)
 
 
 if __name__ == "__main__":
     device_module.compute_capability = lambda device=None: HOPPER
     [replay] = REPLAYS[sys.argv[1]]
     shape = dataclasses.replace(SHAPES["llama3_8b"], num_layers=1, hidden_size=1024)
-    engine = Engine(
+    engine = CompilingEngine(
         Llama.random(shape, seed=0, dtype=jnp.bfloat16),
         IdsOnly(),
         capacity=replay.capacity(64),
         implementation="mosaic_gpu",
+        prefix_cache=False,
     )
-    engine.runner = CompilingRunner(engine.model, engine.method)
     prompt = [1] * replay.template.prompt_tokens
     engine.generate([prompt], replay.strategy, replay.strategy.sampling)

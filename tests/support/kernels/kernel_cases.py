@@ -17,7 +17,7 @@ from deft_jax.attention.hopper import (
     tree_attention_mosaic,
 )
 from deft_jax.attention.portable import tree_attention_mma
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from tests.support.attention_checks import Case
 from tests.support.forest_plans import Limits
 from tests.support.shapes import HEADS, Heads
@@ -151,14 +151,14 @@ def num_calls(case: Case, kernel: Kernel) -> int:
     if kernel.attention is not tree_attention_mosaic:
         return 2
     q, k_pages, *_ = arguments(case)
-    logits = AttentionSpec(scale=1.0, window=case.window, soft_cap=case.soft_cap)
+    logits = Logits(scale=1.0, window=case.window, soft_cap=case.soft_cap)
     return 1 if make_spec(q, k_pages, logits).fused else 2
 
 
 def attention(case: Case, kernel: Kernel) -> Callable:
     """Return the op with a case's options, a function of what `arguments` describes."""
     scale = case.scale or case.heads.head_dim**-0.5
-    logits = AttentionSpec(scale=scale, window=case.window, soft_cap=case.soft_cap)
+    logits = Logits(scale=scale, window=case.window, soft_cap=case.soft_cap)
 
     def attend(q, k_pages, v_pages, grouping):
         return kernel.attention(q, k_pages, v_pages, grouping, logits)

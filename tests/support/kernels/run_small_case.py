@@ -13,7 +13,7 @@ import numpy as np
 
 from deft_jax.attention.hopper import attend, make_spec
 from deft_jax.attention.kernel_inputs import prepare
-from deft_jax.attention.spec import AttentionSpec
+from deft_jax.attention.spec import Logits
 from tests.pallas_kernels.grouped_partial_attention.test_hopper_interpreted import (
     CASES,
     ERROR,
@@ -31,7 +31,7 @@ def main(name: str) -> None:
     with jax.default_device(jax.devices("cpu")[0]):
         args = inputs(case, grow(Plan(case.limits, **plan)), seed=1)
         expected, _ = expected_results(case, args)
-        logits = AttentionSpec(case.heads.head_dim**-0.5, case.window, case.soft_cap)
+        logits = Logits(case.heads.head_dim**-0.5, case.window, case.soft_cap)
         options = {"config": TWO_STAGES, "num_workers": workers}
         spec = make_spec(args.q, args.poisoned[0], logits, **options)
         prepared = prepare(args.grouping, spec)

@@ -26,13 +26,24 @@ def _step(model, tree, pool, node, token):
 
 
 def tree_logits(
-    model: Llama, tokens: Sequence[int] | np.ndarray, *, chunk: int
+    model: Llama,
+    tokens: Sequence[int] | np.ndarray,
+    *,
+    chunk: int,
+    kv_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-    """Return [T, V] float32 logits of one node, fed `chunk` tokens at a time."""
+    """Return [T, V] float32 logits of one node, fed `chunk` tokens at a time.
+
+    Args:
+        model: the network.
+        tokens: [T], the tokens.
+        chunk: tokens of a step.
+        kv_dtype: dtype of the pool, by default that of the activations.
+    """
     config = model.config
     tree = Tree.create(NODES, PAGES, PAGE_SIZE)
     kv_shape = PAGES, config.num_kv_heads, PAGE_SIZE, config.head_dim
-    pool = create_pool(config.num_layers, *kv_shape, model.dtype)
+    pool = create_pool(config.num_layers, *kv_shape, kv_dtype or model.dtype)
     tree, root = branch(tree, jnp.array([NO_NODE]), jnp.array([True]))
     logits = []
     for first in range(0, len(tokens), chunk):
