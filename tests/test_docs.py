@@ -8,7 +8,7 @@ import pytest
 
 import deft_jax
 from deft_jax import Engine, Sampling
-from tests.support.long_context import load_tiny
+from tests.support.long_context import use_long_engine
 from tests.support.tiny_model import EOS, tiny_engine
 from tests.support.tolerances import TOLERANCE, row_errors
 
@@ -78,7 +78,7 @@ def test_a_strategy_of_your_own():
 def test_programs_over_branches(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("deft_jax.models.load.load_model", load_tiny)
+    use_long_engine(monkeypatch)
     names = run_examples("docs/programs.md")
     assert capsys.readouterr().out.count("Problem: how do I get a cat") == 2
     assert names["draft"].text != names["again"].text

@@ -4,12 +4,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from deft_jax.engine.branch_engine import Handle, Reading
 from deft_jax.engine.branch_path import BranchPath
 from deft_jax.engine.branch_state import BranchState, growing
 from deft_jax.engine.branch_text import encode_behind
+from deft_jax.engine.handle import RequestHandle
 from deft_jax.engine.operation import Operation
 from deft_jax.engine.prompts import check_token_ids
+from deft_jax.engine.reading import Reading
 from deft_jax.engine.session_state import Answer, SessionState
 from deft_jax.sampling.noise import ROOT_KEY
 
@@ -173,7 +174,7 @@ def _scorer(state: BranchState, ids: Sequence[int], *, pin: bool):
 def _reader(session: SessionState, ids: Sequence[int], **options):
     """Return a function that begins to read tokens."""
     read = session.engine.read
-    begin: functools.partial[Handle[Reading]] = functools.partial(
+    begin: functools.partial[RequestHandle[Reading]] = functools.partial(
         read, list(ids), priority=session.priority, **options
     )
     return begin

@@ -6,8 +6,8 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from deft_jax.engine.branch_engine import Handle
 from deft_jax.engine.branch_path import BranchPath
+from deft_jax.engine.handle import RequestHandle
 from deft_jax.engine.pins import SharedPin
 from deft_jax.engine.session_state import SessionState
 from deft_jax.errors import DeftError
@@ -49,7 +49,7 @@ class BranchState:
         self._key, self._children = key, 0
         self._lock = threading.Lock()
         self._is_dropped = False
-        self._growing: list[Handle[Any]] | None = None
+        self._growing: list[RequestHandle[Any]] | None = None
         self._hold = session.hold(pin)
         # Nobody frees pages of a device that is about to go as well.
         weakref.finalize(self, session.let_go, self._hold).atexit = False
@@ -117,7 +117,7 @@ class BranchState:
         self.session.release(self._hold)
         self.session.free_what_was_let_go()
 
-    def begin_growing(self, handles: list[Handle[Any]]) -> None:
+    def begin_growing(self, handles: list[RequestHandle[Any]]) -> None:
         """Refuse everything but `drop` until `end_growing`.
 
         Args:
@@ -153,7 +153,7 @@ class BranchState:
 
 
 @contextlib.contextmanager
-def growing(states: Sequence[BranchState]) -> Iterator[list[Handle[Any]]]:
+def growing(states: Sequence[BranchState]) -> Iterator[list[RequestHandle[Any]]]:
     """Let branches grow in the body, which only they may do then.
 
     Yields:
@@ -162,7 +162,7 @@ def growing(states: Sequence[BranchState]) -> Iterator[list[Handle[Any]]]:
     Raises:
         DeftError: a branch cannot be used, is there twice, or was dropped meanwhile.
     """
-    handles: list[Handle[Any]] = []
+    handles: list[RequestHandle[Any]] = []
     begun: list[BranchState] = []
     try:
         for state in states:

@@ -9,9 +9,9 @@ generator, which cancels what still runs.
 from collections.abc import Generator
 from typing import Any
 
-from deft_jax.engine.branch_engine import Handle
+from deft_jax.engine.handle import RequestHandle
 
-type Operation[T] = Generator[list[Handle[Any]], list[Any], T]
+type Operation[T] = Generator[list[RequestHandle[Any]], list[Any], T]
 
 
 def run[T](operation: Operation[T]) -> T:

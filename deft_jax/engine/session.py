@@ -5,10 +5,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from deft_jax.engine.branch import Branch
-from deft_jax.engine.branch_engine import BranchEngine, Handle
+from deft_jax.engine.branch_engine import BranchEngine
 from deft_jax.engine.branch_group import BranchGroup
 from deft_jax.engine.branch_reading import opening, reading_texts
 from deft_jax.engine.branch_scores import totals
+from deft_jax.engine.handle import RequestHandle
 from deft_jax.engine.operation import run, run_async
 from deft_jax.engine.prompts import Prompt, list_prompts
 from deft_jax.engine.session_state import SessionState
@@ -166,7 +167,7 @@ class Session:
         *,
         key: int = ROOT_KEY,
         on_token: Callable[[TokenEvent], None] | None = None,
-    ) -> Handle[GenerationTree]:
+    ) -> RequestHandle[GenerationTree]:
         """Begin to grow a tree from a prompt, which the end of the session cancels.
 
         Args:
@@ -177,14 +178,14 @@ class Session:
             on_token: called for every token, on the thread that drives the engine.
 
         Returns:
-            The handle of the request, to wait for or to await.
+            The handle of the request, to wait for, to await or to iterate over.
 
         Raises:
             DeftError: the engine refuses the request, or the session is closed.
         """
         state = self._state
 
-        def begin() -> Handle[Any]:
+        def begin() -> RequestHandle[Any]:
             return state.engine.submit(
                 prompt,
                 strategy,

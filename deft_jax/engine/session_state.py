@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from deft_jax.engine.branch_engine import BranchEngine, Handle
+from deft_jax.engine.branch_engine import BranchEngine
+from deft_jax.engine.handle import RequestHandle
 from deft_jax.engine.operation import Operation
 from deft_jax.engine.pins import Hold, SharedPin
 from deft_jax.errors import DeftError
@@ -40,7 +41,7 @@ class SessionState:
         """Begin with nothing that runs or is held."""
         self.engine, self.sampling, self.priority = engine, sampling, priority
         self._lock = threading.Lock()
-        self._running: dict[int, Handle[Any]] = {}
+        self._running: dict[int, RequestHandle[Any]] = {}
         self._holds: set[Hold] = set()
         self._let_go: collections.deque[Hold] = collections.deque()
         self._is_closed = False
@@ -93,7 +94,7 @@ class SessionState:
                 return
             self.release(hold)
 
-    def begin[T](self, request: Callable[[], Handle[T]]) -> Handle[T]:
+    def begin[T](self, request: Callable[[], RequestHandle[T]]) -> RequestHandle[T]:
         """Begin a request that ends with the session; return its handle.
 
         Raises:
@@ -111,8 +112,8 @@ class SessionState:
 
     def ask(
         self,
-        requests: Sequence[Callable[[], Handle[Any]]],
-        handles: list[Handle[Any]],
+        requests: Sequence[Callable[[], RequestHandle[Any]]],
+        handles: list[RequestHandle[Any]],
     ) -> Operation[list[Answer]]:
         """Begin requests together, wait for all, and return what came of each.
 
@@ -126,7 +127,7 @@ class SessionState:
         Raises:
             DeftError: a request was refused or failed, or the session was closed.
         """
-        own: list[Handle[Any]] = []
+        own: list[RequestHandle[Any]] = []
         try:
             for request in requests:
                 own.append(self.begin(request))
@@ -160,11 +161,11 @@ class SessionState:
         for hold in holds:
             hold.release()
 
-    def _forget(self, handle: Handle[Any]) -> None:
+    def _forget(self, handle: RequestHandle[Any]) -> None:
         with self._lock:
             self._running.pop(id(handle), None)
 
-    def _unpin_result(self, handle: Handle[Any]) -> None:
+    def _unpin_result(self, handle: RequestHandle[Any]) -> None:
         """Let go of what a request has pinned that nobody waits for any more."""
         if handle.pin is not None:
             self.engine.unpin(handle.pin)

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from deft_jax import Capacity, Engine
-from tests.support.long_context import load_tiny, long_model
-from tests.support.tiny_model import AsciiTokenizer
+from deft_jax import Engine
+from tests.support.long_context import long_engine, use_long_engine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CAPACITY = Capacity(requests=4, rows=16, nodes=128, pages=256, page_size=8, chunk=64)
 NAMES = ["tree_of_thoughts", "best_first_program", "agent_loop"]
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(long_model(), AsciiTokenizer(), capacity=CAPACITY)
+    return long_engine()
 
 
 def load(name: str) -> dict:
@@ -32,7 +30,7 @@ def test_each_is_short_and_prints_what_it_finds(
 ):
     path = EXAMPLES / f"{name}.py"
     assert len(path.read_text().splitlines()) <= 60
-    monkeypatch.setattr("deft_jax.models.load.load_model", load_tiny)
+    use_long_engine(monkeypatch)
     monkeypatch.setattr(sys, "argv", [name, "What is 2 * 3?"])
     runpy.run_path(str(path), run_name="__main__")
     assert "What is 2 * 3?" in capsys.readouterr().out
