@@ -110,7 +110,8 @@ class Decoder:
         self._narrower = step
         is_worth = self._wanted_s.get(step, 0.0) > WORTH_S
         if is_worth and not self.work.runner.is_being_made(step, table):
-            self.work.runner.start_decode(table, planner, width)
+            rooms = self.work.forest.rooms
+            self.work.runner.start_decode(rooms, table, planner, width)
 
     def _next_group(self) -> list[LiveRequest]:
         """Return the requests that decode next: those of one planner, in turn."""

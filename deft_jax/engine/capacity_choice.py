@@ -55,7 +55,6 @@ class CapacityChoice:
             needed = self._needed(requests, most_rows, max_rows)
             if present is not None and present.covers(needed):
                 return present
-            self._runner.reset()
             one_at_a_time = len(requests) == 1 or max_rows < 2 * most_rows
             if one_at_a_time or self._runner.fits(needed):
                 return self._fill_memory(needed)

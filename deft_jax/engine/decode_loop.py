@@ -12,6 +12,7 @@ from deft_jax.engine.programs import StopRequested
 from deft_jax.engine.row_moves import move_rows, plan_moves
 from deft_jax.engine.shortage import Shortage
 from deft_jax.engine.work import Work
+from deft_jax.errors import DeftError
 from deft_jax.runtime.forward import Model
 
 
@@ -74,7 +75,18 @@ class DecodeLoop:
         self._settle()
 
     def replace_model(self, model: Model) -> None:
-        """Take another network, whose KV none of the cached paths have."""
+        """Take another network, whose KV none of the cached paths have.
+
+        Raises:
+            DeftError: requests run or wait.
+        """
+        self._look(0)
+        self._settle()
+        if self.work.calls:
+            raise DeftError(
+                f"the network can be replaced while no request runs, and "
+                f"{len(self.work.calls)} calls do; wait for their results first"
+            )
         self.clear_cache()
         self.work.runner.replace_model(model)
         if not self.work.runner.has_state:

@@ -94,7 +94,7 @@ class Feeder:
         """Begin to make the program of a short chunk, if chunks will often be short."""
         is_often = any(part.live.num_cached for part in parts) and not asks
         if is_often and not self.work.runner.is_being_made(feed_step(width, asks)):
-            self.work.runner.start_feed(width)
+            self.work.runner.start_feed(self.work.forest.rooms, width)
 
     def look(self, fed: Fed, numbers: Numbers, took: float) -> None:
         """Note what a chunk has fed; nothing, if it did not fit.

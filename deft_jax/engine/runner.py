@@ -152,12 +152,12 @@ class Runner:
             CapacityError: it has not; the message gives the numbers.
         """
         config, dtype = self.model.config, self.model.dtype
-        check_memory(config, dtype, capacity, self._to_come())
+        check_memory(config, dtype, capacity, self._reserved())
 
     def fits(self, capacity: Capacity) -> bool:
         """Say whether the device has the memory for a new state of a capacity."""
         config, dtype = self.model.config, self.model.dtype
-        return has_memory(config, dtype, capacity, self._to_come())
+        return has_memory(config, dtype, capacity, self._reserved())
 
     def page_bytes(self, capacity: Capacity) -> int:
         """Return the bytes of a page's keys and values in all layers."""
@@ -166,7 +166,15 @@ class Runner:
 
     def free_bytes(self) -> int:
         """Return the memory that the device has free, 0 if it does not say."""
-        return spare_bytes(self._to_come())
+        return spare_bytes(self._reserved())
+
+    def _reserved(self) -> int:
+        """Return the bytes that are free and will be taken, less those to be freed.
+
+        Weights may still have to be loaded, and a new state takes the old one's place.
+        """
+        arrays = jax.tree.leaves((self._state, list(self._planner_states.values())))
+        return self._to_come() - sum(array.nbytes for array in arrays)
 
     def _to_come(self) -> int:
         """Return the bytes of weights that are still to be loaded."""
@@ -248,58 +256,48 @@ class Runner:
             width: rows of the decode step.
             num_tokens: tokens of the chunks.
         """
-        self.capacity = capacity
-        self.start_feed(num_tokens)
-        self.start_decode(table, planner, width)
+        self.start_feed(capacity, num_tokens)
+        self.start_decode(capacity, table, planner, width)
 
-    def start_feed(self, num_tokens: int) -> None:
+    def start_feed(self, capacity: Capacity, num_tokens: int) -> None:
         """Begin to make the program that feeds chunks of so many tokens."""
-        assert self.capacity is not None
-        chunk = empty_chunk(self.capacity, num_tokens)
-        args = self.model, self._state_shapes(), chunk, None
-        static = {"method": self.method}
-        self._start(feed_step(num_tokens, False), None, run_prefill, args, static)
+        state = jax.eval_shape(lambda: self.create_state(capacity))
+        args = self.model, state, empty_chunk(capacity, num_tokens), None
+        key = capacity, feed_step(num_tokens, False), None
+        self._start(key, run_prefill, args, {"method": self.method})
 
-    def start_decode(self, table: RequestTable, planner: Planner, width: int) -> None:
+    def start_decode(
+        self, capacity: Capacity, table: RequestTable, planner: Planner, width: int
+    ) -> None:
         """Begin to make the decode program of a planner for so many rows."""
-        assert self.capacity is not None
-        capacity = self.capacity
-        planner_state = jax.eval_shape(lambda: planner.init(capacity))
-        state = dataclasses.replace(self._state_shapes(), planner=planner_state)
-        turn = no_turn(capacity)
-        args = self.model, state, table, turn
+        state, planner_state = jax.eval_shape(
+            lambda: (self.create_state(capacity), planner.init(capacity))
+        )
+        state = dataclasses.replace(state, planner=planner_state)
+        args = self.model, state, table, no_turn(capacity)
         static = {"planner": planner, "method": self.method, "width": width}
-        step = decode_step_of(planner, width)
-        self._start(step, table, decode_program(), args, static)
-
-    def _state_shapes(self) -> DecodeState:
-        capacity = self.capacity
-        assert capacity is not None
-        return jax.eval_shape(lambda: self.create_state(capacity))
+        key = capacity, decode_step_of(planner, width), _shapes(table)
+        self._start(key, decode_program(), args, static)
 
     def _start(
-        self,
-        step: Hashable,
-        table: RequestTable | None,
-        jitted: Any,
-        arguments: tuple,
-        static: dict[str, Any],
+        self, key: Hashable, jitted: Any, arguments: tuple, static: dict[str, Any]
     ) -> None:
         """Begin to make the program of a step: read what a file keeps, or compile.
 
         Args:
-            step: what names the step.
-            table: the requests of a decode step.
+            key: what the program is known by.
             jitted: the step.
-            arguments: arrays or shapes.
+            arguments: arrays or shapes; the second is the state.
             static: its static arguments.
         """
         is_feed = jitted is run_prefill
         name, options = (PREFILL, _PREFILL) if is_feed else ("decode", _DECODE)
         # Nothing is traced: of the result the structure alone is needed.
-        tops = 0 if table is not None and table.num_top else ()
-        report: Any = Report(0, tops=tops) if is_feed else Report(0, 0, tops)  # type: ignore
-        result = arguments[1], report
+        report: Any = Report
+        if is_feed:
+            result = arguments[1], report(0)
+        else:
+            result = arguments[1], report(0, 0, 0 if arguments[2].num_top else ())
 
         def make() -> Compiled:
             path = kept_path(name, tuple(static.values()), arguments)
@@ -311,7 +309,7 @@ class Runner:
             lowered = renamed(jitted, path, options).lower(*arguments, **static)
             return compile_to_keep(lowered, path, arguments, result)
 
-        self.ahead.start(self._key(step, table), make)
+        self.ahead.start(key, make)
 
     def _key(self, step: Hashable, table: RequestTable | None = None) -> Hashable:
         """Return what a program compiled ahead is known by: all it depends on."""
