@@ -55,8 +55,8 @@ class GenerationTree:
 
         A strategy that gives leaves a `score` so says which is best; leaves without
         one come last then. Otherwise it is the one with the highest mean
-        log-probability. Where the strategy voted, only leaves that gave the winning answer count.
-        Pruned branches count only if there is nothing else.
+        log-probability. Where the strategy voted, only leaves that gave the winning
+        answer count. Pruned branches count only if there is nothing else.
         """
         leaves = self.leaves()
         kept = [leaf for leaf in leaves if leaf.finish_reason != "pruned"]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deft_jax.capacity import Capacity
+from deft_jax.errors import DeftError
 from deft_jax.runtime.state import DecodeState
 from deft_jax.strategies.protocol import Planner
 from deft_jax.tree.ownership import is_below
@@ -61,19 +62,26 @@ def _axes(planner: Planner, state: DecodeState) -> Any:
 
     def shapes(**changes) -> Any:
         changed = dataclasses.replace(capacity, **changes)
-        return jax.eval_shape(lambda: planner.init(changed))
+        try:
+            return jax.eval_shape(lambda: planner.init(changed))
+        except DeftError:  # It serves one request alone: there is nothing to keep.
+            return None
 
-    def axis(now, *larger) -> str:
-        names = ("rows", "requests", "nodes")
-        for name, then in zip(names, larger, strict=True):
-            if now.shape[:1] != then.shape[:1]:
-                return name
-        return ""
-
-    return jax.tree.map(
-        axis,
-        shapes(),
-        shapes(rows=capacity.rows + 1),
-        shapes(requests=capacity.requests + 1),
-        shapes(nodes=capacity.nodes + 1),
-    )
+    now = shapes()
+    larger = {
+        "rows": shapes(rows=capacity.rows + 1),
+        "requests": shapes(requests=capacity.requests + 1),
+        "nodes": shapes(nodes=capacity.nodes + 1),
+    }
+    axes = jax.tree.map(lambda array: "", now)
+    for name, changed in larger.items():
+        if changed is not None:
+            axes = jax.tree.map(
+                lambda axis, one, other, name=name: (
+                    axis if axis or one.shape[:1] == other.shape[:1] else name
+                ),
+                axes,
+                now,
+                changed,
+            )
+    return axes
