@@ -84,10 +84,15 @@ class Admission:
         for live in self.work.lives_in_order():
             if not live.is_preempted:
                 continue
-            others = [one for one in forest.lives.values() if not one.is_preempted]
+            others = [
+                one
+                for one in forest.lives.values()
+                if one.has_begun and not one.is_preempted
+            ]
             if others and (self.work.is_held or not self._has_room_again(live, others)):
                 return
-            live.is_preempted = False
+            if not forest.feeds_again(live):
+                return
             self.work.log.add("resume", request=live.request.index, slot=live.slot)
 
     def _has_room_again(self, live: LiveRequest, others: list[LiveRequest]) -> bool:

@@ -33,6 +33,7 @@ class CapacityChoice:
                 more of each request.
         """
         self.fixed, self.expects_more = fixed, False
+        self._max_rows = DEFAULT_ROWS
         self._runner, self._memory, self._shares = runner, memory, shares
 
     def choose(self, requests: Sequence[Request], present: Capacity | None) -> Capacity:
@@ -49,16 +50,15 @@ class CapacityChoice:
         """
         if self.fixed is not None:
             return self.fixed
-        max_rows = DEFAULT_ROWS
         most_rows = max(1, max(request.rows for request in requests))
         while True:
-            needed = self._needed(requests, most_rows, max_rows)
+            needed = self._needed(requests, most_rows, self._max_rows)
             if present is not None and present.covers(needed):
                 return present
-            one_at_a_time = len(requests) == 1 or max_rows < 2 * most_rows
+            one_at_a_time = len(requests) == 1 or self._max_rows < 2 * most_rows
             if one_at_a_time or self._runner.fits(needed):
                 return self._fill_memory(needed)
-            max_rows //= 2
+            self._max_rows //= 2
 
     def _needed(
         self, requests: Sequence[Request], rows: int, max_rows: int

@@ -114,9 +114,10 @@ class Feeder:
             self._note_scores(fed)
         for live, feed, begin, end, *_ in fed.parts:
             live.is_unconfirmed = False
-            if feed.place == "prefix" and live.fed_node is not None:
-                live.fed_node.node = int(numbers.feeding[live.slot])
-                live.fed_node.is_fed = feed.is_done
+            if feed.cached is not None:
+                if feed.place == "prefix":
+                    feed.cached.node = int(numbers.feeding[live.slot])
+                feed.cached.is_fed = feed.is_done
             if feed.place != "node":
                 live.num_counted += end - begin
         lives = list({part.live: None for part in fed.parts})

@@ -106,7 +106,9 @@ class Forest:
         shared = prompt[match.tokens : len(prompt) - own]
         if shared:
             live.fed_node = cache.add(match.node, shared)
-            live.feeds.append(Feed("prefix", shared, offset=match.tokens))
+            live.feeds.append(
+                Feed("prefix", shared, offset=match.tokens, cached=live.fed_node)
+            )
             live.is_duplicate = match.tokens == request.most_shared < len(prompt) - own
         if own:
             live.feeds.append(Feed("root", prompt[-1:], offset=len(prompt) - 1))
@@ -143,15 +145,22 @@ class Forest:
         self.replay.forget(live.tree)
         if live.above is None:
             return
-        live.holder.users -= 1
-        fed = live.fed_node
-        if fed is None or fed.users or not fed.is_leaf or fed.pins:
-            return
-        unwanted = live.is_duplicate and live.request.strategy is None
-        if not fed.is_fed or unwanted or not self.shares:
-            self.cache.remove(fed)
-            if fed.node is not None:
-                self.pending.dropped.add(fed.node)
+        node: CachedNode = live.holder
+        node.users -= 1
+        is_reading = live.request.strategy is None
+        unwanted = is_reading and live.is_duplicate and live.fed_node is not None
+        # What has no KV, or is not to be shared, goes with its last user.
+        while node is not self.cache.top and (
+            not node.is_fed or unwanted or not self.shares
+        ):
+            if node.users or node.pins or not node.is_leaf:
+                return
+            above, unwanted = node.parent, False
+            assert above is not None
+            self.cache.remove(node)
+            if node.node is not None:
+                self.pending.dropped.add(node.node)
+            node = above
 
     def drop(self, live: LiveRequest) -> None:
         """Let the device forget the nodes of a request that the host has ended."""
@@ -247,13 +256,65 @@ class Forest:
         self.pending.dropped |= finished
         return len(finished)
 
+    def release_shared(self) -> int:
+        """Free the pages of prompts that only preempted requests grow from.
+
+        Their tokens are fed again when the first of these goes on.
+
+        Returns:
+            How many nodes were released.
+        """
+        running: set[CachedNode] = set()
+        for live in self.lives.values():
+            above = None if live.is_preempted or live.above is None else live.holder
+            while above is not None:
+                running.add(above)
+                above = above.parent
+        released = [n for n in self.cache.nodes() if n.is_fed and n not in running]
+        for node in released:
+            assert node.node is not None
+            node.is_fed = False
+            self.pending.released.add(node.node)
+        return len(released)
+
+    def feeds_again(self, live: LiveRequest) -> bool:
+        """Let a preempted request feed its tokens again, its prompt's too if need be.
+
+        Returns:
+            False if another request is feeding what both grow from.
+        """
+        chain: list[CachedNode] = []
+        above: CachedNode | None = live.holder
+        while above is not None and above is not self.cache.top:
+            chain.insert(0, above)
+            above = above.parent
+        unfed = [node for node in chain if not node.is_fed]
+        feeding = {
+            id(feed.cached)
+            for other in self.lives.values()
+            if not other.is_preempted
+            for feed in other.feeds
+        }
+        if any(id(node) in feeding for node in unfed):
+            return False
+        for node in reversed(unfed):
+            assert node.node is not None
+            feed = Feed("node", node.tokens, node=node.node, cached=node)
+            live.feeds.appendleft(feed)
+        live.is_preempted = False
+        return True
+
     def release(self, live: LiveRequest) -> None:
         """Free the pages of a request, whose tokens are to be fed again later."""
         live.is_preempted = True
         if live.feeds:
+            shared = [feed for feed in live.feeds if feed.cached is not None]
             for feed in live.feeds:
                 feed.fed = 0
+                if feed.cached is not None:
+                    feed.cached.is_fed = False
             self.pending.released |= {feed.node for feed in live.feeds}
+            live.feeds = deque(feed for feed in live.feeds if feed not in shared)
             return
         assert live.root is not None
         for node, _, tokens in read_subtrees(self.runner.state.tree, [live.root]):

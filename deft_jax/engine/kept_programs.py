@@ -52,7 +52,10 @@ def kept_path(step: str, static: Hashable, arguments: Any) -> Path | None:
     """
     folder = compilation_cache_folder()
     parts = [arguments[0], *(static if isinstance(static, tuple) else (static,))]
-    ours = all(type(part).__module__.startswith("deft_jax.") for part in parts)
+    ours = all(
+        isinstance(part, int) or type(part).__module__.startswith("deft_jax.")
+        for part in parts
+    )
     if folder is None or not ours or jax.default_backend() != "cpu":
         return None
     leaves, tree = jax.tree.flatten(arguments)

@@ -25,6 +25,7 @@ class Feed:
         tokens: token ids.
         offset: place of the first of them in the prompt, where they are of it.
         node: the device node, where `place` is "node".
+        cached: the cached node that the tokens are of; None for the request's own.
         fed: how many tokens have KV.
     """
 
@@ -32,6 +33,7 @@ class Feed:
     tokens: list[int]
     offset: int = 0
     node: int = -1
+    cached: CachedNode | None = None
     fed: int = 0
 
     @property

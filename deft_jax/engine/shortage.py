@@ -40,7 +40,7 @@ class Shortage:
         chosen = victim(holders)
         if chosen is not None:
             self._preempt(chosen)
-        elif not forest.evict(pages, nodes, pinned=True):
+        elif not (forest.evict(pages, nodes, pinned=True) or forest.release_shared()):
             for live in holders:
                 live.ends_as, live.notice = "capacity", self._ran_out(live)
                 self.work.end_early(live)

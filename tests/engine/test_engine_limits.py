@@ -200,7 +200,7 @@ def test_nothing_is_told_behind_a_stop(calls):
 
 
 def test_a_replay_that_fails_beside_a_burst_leaves_the_engine_usable(monkeypatch):
-    def fail(self, log, steps):
+    def fail(self, *_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

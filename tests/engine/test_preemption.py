@@ -1,33 +1,50 @@
 """Requests that give way when the pool is full, and go on where they were."""
 
-import dataclasses
-
 import pytest
 
-from deft_jax.capacity import Capacity
 from deft_jax.engine import eviction
 from deft_jax.engine.engine import Engine
+from deft_jax.engine.runner import Runner
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
 from examples.beam_search import BeamSearch
+from tests.support.bench.replay_engines import TightRunner
 from tests.support.strategies.prompt_lookup import PromptLookup
-from tests.support.tiny_model import AsciiTokenizer, decode_alone, tiny_model
+from tests.support.tiny_model import (
+    CAPACITY,
+    AsciiTokenizer,
+    decode_alone,
+    tiny_model,
+)
 
-SMALL = Capacity(requests=4, rows=16, nodes=96, pages=24, page_size=8, chunk=32)
+PAGES = 24
+"""Of the 64 that the capacity says, so that nothing new is compiled."""
 LONG = Sampling(temperature=0.9, max_new_tokens=100, ignore_eos=True, seed=5)
 PROMPTS = ["Hello world", "abc", "The quick brown fox", "12345"]
 WAIT_S = 120
 
 
-def new_engine(pages: int = SMALL.pages, **options) -> Engine:
-    capacity = dataclasses.replace(SMALL, pages=pages)
-    return Engine(tiny_model(), AsciiTokenizer(), capacity=capacity, **options)
+class SmallEngine(Engine):
+    """An engine with fewer free pages than its capacity says."""
+
+    pages = PAGES
+
+    def _create_runner(self, model) -> Runner:
+        runner = TightRunner(model, self.method)
+        nodes = CAPACITY.nodes
+        runner.free = {"num_free_pages": self.pages, "num_free_nodes": nodes}
+        return runner
+
+
+def new_engine(pages: int = PAGES, **options) -> Engine:
+    kind = type("SmallEngine", (SmallEngine,), {"pages": pages})
+    return kind(tiny_model(), AsciiTokenizer(), capacity=CAPACITY, **options)
 
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("n", [1, 2])
 def test_nobody_ends_because_others_took_the_pages(n: int, prefix_cache: bool):
-    """Four requests of 100 tokens take 60 pages, or 112, and there are 24 or 32."""
+    """Four requests of 100 tokens take 60 pages, or 112, and there are 24 or 40."""
     engine = new_engine(prefix_cache=prefix_cache, pages=8 + 16 * n)
     trees = engine.generate(PROMPTS, BestOfN(n), LONG)
     for prompt, tree in zip(PROMPTS, trees, strict=True):
@@ -38,7 +55,7 @@ def test_nobody_ends_because_others_took_the_pages(n: int, prefix_cache: bool):
     assert engine.statistics()["preempted"] > 0
     engine.clear_cache()
     assert engine.state.tree.num_free_pages == 8 + 16 * n
-    assert engine.state.tree.num_free_nodes == SMALL.nodes
+    assert engine.state.tree.num_free_nodes == CAPACITY.nodes
 
 
 def test_the_lowest_priority_gives_way():
@@ -78,7 +95,7 @@ def test_a_request_that_cannot_fit_alone_ends_and_keeps_what_it_has():
     engine = new_engine()
     (tree,) = engine.generate("Hello", BestOfN(8), LONG)
     assert {leaf.finish_reason for leaf in tree.leaves()} == {"capacity"}
-    assert "24 pages of 8 tokens" in str(tree.notice)
+    assert "64 pages of 8 tokens" in str(tree.notice)
     for branch, leaf in enumerate(tree.leaves()):
         alone = decode_alone("Hello", LONG, branch).tokens
         assert leaf.tokens == alone[: len(leaf.tokens)] and len(leaf.tokens) > 8

@@ -1,6 +1,7 @@
 """Requests that come and go: threads, coroutines, listeners, ends, priorities."""
 
 import asyncio
+import json
 import random
 import threading
 from collections import defaultdict
@@ -8,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
 from deft_jax.errors import DeftError
 from deft_jax.sampling.noise import ROOT_KEY
@@ -205,17 +205,19 @@ def test_a_done_callback_hears_of_the_end(engine):
         engine.submit("Hello", sampling=LONG).result(0)
 
 
-def test_higher_priorities_start_first():
-    capacity = Capacity(requests=1, rows=16, nodes=96, pages=64, page_size=8, chunk=32)
-    engine = Engine(tiny_model(), AsciiTokenizer(), capacity=capacity)
-    order: list[str] = []
-    blocker = engine.submit("Hello", sampling=LONG)
+def test_higher_priorities_start_first(tmp_path):
+    """The first request has all rows, so that the others wait."""
+    events = tmp_path / "events.jsonl"
+    engine = Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY, event_log=events)
+    blocker = engine.submit("Hello", BestOfN(16), LONG)
     handles = []
-    for prompt, priority in (("a", 0), ("b", 2), ("c", 1), ("d", 2)):
-        handle = engine.submit(prompt, sampling=GREEDY, priority=priority)
-        handle.add_done_callback(lambda _, prompt=prompt: order.append(prompt))
-        handles.append(handle)
+    for prompt, priority in (("a", 0), ("bb", 2), ("ccc", 1), ("dddd", 2)):
+        handles.append(engine.submit(prompt, BestOfN(9), GREEDY, priority=priority))
     blocker.cancel()
     for handle in handles:
         check(handle.result(WAIT_S), GREEDY)
-    assert order == ["b", "d", "c", "a"]
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    looked_up = [line["tokens"] for line in lines if line["kind"] == "look up"]
+    assert [count for count in looked_up if count != 5] == [2, 4, 3, 1]
+    kinds = {line["kind"] for line in lines}
+    assert kinds >= {"submit", "start", "look up", "feed", "burst", "finish"}
