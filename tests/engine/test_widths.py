@@ -1,12 +1,14 @@
 """Steps and chunks that cost what runs, not what the capacity is."""
 
 from collections import Counter
+from concurrent.futures import wait
 
 import pytest
 
 from deft_jax.capacity import Capacity
 from deft_jax.engine import bursts, widths
 from deft_jax.engine.engine import Engine
+from deft_jax.engine.pace import Pace
 from deft_jax.engine.runner import Runner
 from deft_jax.engine.widths import choose_width, chunk_widths, row_widths
 from deft_jax.sampling.params import Sampling
@@ -77,15 +79,17 @@ def test_the_least_width_runs_once_it_is_made_and_a_wider_one_until_then():
     assert choose(20) == 40 and choose(1) == 4 and begun == [4, 1]
 
 
-def test_branches_that_end_leave_narrower_steps(engine: WatchedEngine):
+def test_branches_that_end_leave_narrower_steps(engine: WatchedEngine, monkeypatch):
     """16 branches, of which fewer and fewer go on, in rows that move to the front."""
+    monkeypatch.setattr(Pace, "steps_within", lambda *_: 2)
     for prompt in ("Hello world", "x", "12345678"):
-        for _ in range(3):
-            (tree,) = engine.generate(prompt, BestOfN(16), SAMPLING)
-            for branch, leaf in enumerate(tree.leaves()):
-                alone = decode_alone(prompt, SAMPLING, branch)
-                assert leaf.tokens == alone.tokens
-                assert leaf.finish_reason == alone.finish_reason
+        told = []
+        (tree,) = engine.generate(prompt, BestOfN(16), SAMPLING, on_token=told.append)
+        for branch, leaf in enumerate(tree.leaves()):
+            alone = decode_alone(prompt, SAMPLING, branch)
+            assert leaf.tokens == alone.tokens
+            assert leaf.finish_reason == alone.finish_reason
+        wait([*engine.runner.ahead._programs.values()])
     assert set(engine.runner.steps) == {1, 4, 16}
     engine.state.tree.check()
 
