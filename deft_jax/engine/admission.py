@@ -12,6 +12,7 @@ from deft_jax.engine.live_request import LiveRequest
 from deft_jax.engine.request import Request
 from deft_jax.engine.scheduler import Waiting
 from deft_jax.engine.work import Work
+from deft_jax.errors import CapacityError
 
 ChooseCapacity = Callable[[Sequence[Request], Capacity | None], Capacity]
 """Returns the capacity for waiting requests, given the present one."""
@@ -42,7 +43,8 @@ class Admission:
             if not self._has_room(waiting.request):
                 return
             self.work.waiting.take(waiting)
-            self._start(waiting)
+            with self.work.listening(waiting.call):
+                self._start(waiting)
 
     def _prepare(self) -> bool:
         """Choose a capacity while no request has a slot; say whether there is one."""
@@ -50,14 +52,27 @@ class Admission:
             requests = [waiting.request for waiting in self.work.waiting]
             first = next(iter(self.work.waiting))
             try:
-                capacity = self._choose_capacity(requests, self.work.forest.capacity)
-                for request in first.call.requests:
-                    request.check(capacity)
-                self.work.forest.prepare(capacity)
+                self.work.forest.prepare(self._choose(requests, first))
                 return True
             except Exception as error:
                 self.work.fail_call(first.call, error)
         return False
+
+    def _choose(self, requests: list[Request], first: Waiting) -> Capacity:
+        """Return a capacity for all that wait, or for the first call alone.
+
+        Raises:
+            CapacityError: that is too large for the device, or for the given capacity.
+        """
+        present, alone = self.work.forest.capacity, first.call.requests
+        try:
+            capacity = self._choose_capacity(requests, present)
+            self.work.runner.check(capacity)
+        except CapacityError:
+            capacity = self._choose_capacity(alone, present)
+        for request in alone:
+            request.check(capacity)
+        return capacity
 
     def _has_room(self, request: Request) -> bool:
         """Say whether a request can start beside those that have."""
@@ -87,7 +102,7 @@ class Admission:
             others = [
                 one
                 for one in forest.lives.values()
-                if one.has_begun and not one.is_preempted
+                if one.above is not None and not one.is_preempted
             ]
             if others and (self.work.is_held or not self._has_room_again(live, others)):
                 return
@@ -106,15 +121,15 @@ class Admission:
     def _start(self, waiting: Waiting) -> None:
         """Give a request its slot and its rows."""
         request = waiting.request
-        slot, rows = self.work.forest.seats.take(request.rows)
         tree = self.work.new_tree(request)
-        live = LiveRequest(request, waiting.call, slot, rows, tree, self._num_started)
-        self._num_started += 1
         if request.strategy is not None:
             planner = request.strategy.planner
             others = self.work.forest.lives.values()
             if planner not in [one.planner for one in others if one.request.strategy]:
                 self.work.runner.start_planner(planner)
+        slot, rows = self.work.forest.seats.take(request.rows)
+        live = LiveRequest(request, waiting.call, slot, rows, tree, self._num_started)
+        self._num_started += 1
         self.work.forest.seat(live)
         self.work.note_change()
         self.work.log.add("start", request=request.index, slot=slot, rows=rows)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Hashable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from deft_jax.engine.call import Call
@@ -12,11 +13,13 @@ from deft_jax.engine.log_replay import Told
 from deft_jax.engine.pace import Pace
 from deft_jax.engine.plan_notices import plan_notices
 from deft_jax.engine.preparing import preparing
+from deft_jax.engine.programs import StopRequested
 from deft_jax.engine.progress import count_reads
 from deft_jax.engine.row_moves import free_idle_rows
 from deft_jax.engine.runner import decode_step_of, no_turn
 from deft_jax.engine.widths import choose_width, row_widths
 from deft_jax.engine.work import Work
+from deft_jax.errors import DeftError
 from deft_jax.runtime.state import LOG_STEPS, Numbers, Report, StepLog, Turn
 from deft_jax.runtime.top_log import TopLog
 from deft_jax.sampling.request_table import RequestTable
@@ -62,14 +65,24 @@ class Decoder:
         table = self.work.request_table()
         width = self._width(lives, table)
         step = decode_step_of(planner, width)
-        self._make(table, planner, width, lives)
+        try:
+            self._make(table, planner, width, lives)
+        except (StopRequested, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # The planner cannot be traced.
+            self._fail(lives, error)
+            return None
         rooms = self.work.forest.rooms
         is_in = np.zeros(rooms.requests, bool)
         rests = np.zeros(rooms.requests, bool)
+        parked = np.zeros(rooms.requests, bool)
+        for live in self.work.forest.lives.values():
+            has_state = live.has_decoded and live.planner == planner
+            parked[live.slot] = has_state and live not in lives
         for live in lives:
             is_in[live.slot], rests[live.slot] = True, self.work.forest.rests(live)
         begin = time.perf_counter()
-        turn = Turn(is_in, rests, np.int32(self._num_steps(lives, step)))
+        turn = Turn(is_in, parked, rests, np.int32(self._num_steps(lives, step)))
         report = self.work.runner.decode(table, turn, planner, width)
         for live in lives:
             live.has_decoded = True
@@ -142,6 +155,11 @@ class Decoder:
             return LOG_STEPS
         return self._pace.steps_within(step)
 
+    def _fail(self, lives: list[LiveRequest], error: Exception) -> None:
+        """Give an error to the calls of some requests, which end with it."""
+        for call in list({live.call: None for live in lives}):
+            self.work.fail_call(call, error)
+
     def look(self, burst: Burst, numbers: Numbers, took: float) -> None:
         """Replay what a burst did, and tell it.
 
@@ -159,7 +177,11 @@ class Decoder:
         packed = burst.report.tops
         tops = None if isinstance(packed, tuple) else TopLog.unpack(np.asarray(packed))
         planner = next(iter(burst.lives.values())).planner
-        told = self.work.forest.replay.play(log, numbers.steps, tops, planner)
+        try:
+            told = self.work.forest.replay.play(log, numbers.steps, tops, planner)
+        except DeftError as error:
+            self._fail(list(burst.lives.values()), error)
+            return
         rooms = self.work.forest.rooms.nodes, self.work.runner.model.config.vocab_size
         for live, notice in plan_notices(log, numbers.steps, burst.lives, rooms):
             live.notice = live.notice or notice

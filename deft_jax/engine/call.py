@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 from deft_jax.engine.handle import RequestHandle
@@ -13,7 +14,7 @@ from deft_jax.engine.reading import Reading
 from deft_jax.engine.request import Request
 from deft_jax.errors import DeftError
 from deft_jax.results.generation_tree import GenerationTree
-from deft_jax.results.tree_node import TokenEvent
+from deft_jax.results.tree_node import FinishReason, TokenEvent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Ended:
         index: number of the request in its call.
         tree: its tree.
         notice: one line about what ended it early, if something did.
+        ends_as: why the host ended it; None if it ran to its end.
         pin: keeps its paths, if that was asked for.
         reading: what was asked about its prompt.
     """
@@ -31,6 +33,7 @@ class Ended:
     index: int
     tree: HostTree
     notice: str | None = None
+    ends_as: FinishReason | None = None
     pin: Pin | None = None
     reading: Reading = Reading()
 
@@ -128,7 +131,7 @@ class Call:
             handle = self.handles[request.index]
             handle.pin = ended.pin
             if request.strategy is None:
-                handle.set_result(ended.reading)
+                _finish_reading(handle, ended)
             else:
                 handle.set_result(self._conclude(request, ended))
         self._done.set()
@@ -178,3 +181,13 @@ class Call:
         self._done.wait()
         if self.error is not None:
             raise self.error
+
+
+def _finish_reading(handle: RequestHandle[Any], ended: Ended) -> None:
+    """Give a reading to its handle, or what kept it from being whole."""
+    if ended.ends_as == "interrupted":
+        handle.set_exception(CancelledError())
+    elif ended.ends_as is not None:
+        handle.set_exception(DeftError(str(ended.notice)))
+    else:
+        handle.set_result(ended.reading)

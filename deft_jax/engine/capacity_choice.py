@@ -50,14 +50,16 @@ class CapacityChoice:
         """
         if self.fixed is not None:
             return self.fixed
+        if present is None:
+            self._max_rows = DEFAULT_ROWS
         most_rows = max(1, max(request.rows for request in requests))
         while True:
             needed = self._needed(requests, most_rows, self._max_rows)
-            if present is not None and present.covers(needed):
+            if present is not None and self._will_do(present, needed):
                 return present
             one_at_a_time = len(requests) == 1 or self._max_rows < 2 * most_rows
             if one_at_a_time or self._runner.fits(needed):
-                return self._fill_memory(needed)
+                return self._fill_memory(self._at_least(present, needed))
             self._max_rows //= 2
 
     def _needed(
@@ -84,6 +86,31 @@ class CapacityChoice:
             nodes=bucket(needed.nodes + at_once),
             pages=bucket(needed.pages + at_once),
         )
+
+    def _at_least(self, present: Capacity | None, needed: Capacity) -> Capacity:
+        """Return what is needed; while others may follow, no less than there was."""
+        if present is None or not self.expects_more:
+            return needed
+        names = ("requests", "rows", "nodes", "pages", "chunk")
+        most = {
+            name: max(getattr(present, name), getattr(needed, name)) for name in names
+        }
+        larger = dataclasses.replace(needed, **most)
+        return larger if self._runner.fits(larger) else needed
+
+    def _will_do(self, present: Capacity, needed: Capacity) -> bool:
+        """Say whether the capacity that is there serves as well.
+
+        While other requests may follow, more rows and longer chunks do no harm: narrow
+        steps and chunks are made beside them, and what is cached stays.
+        """
+        if self.expects_more:
+            rows, chunk = (
+                max(present.rows, needed.rows),
+                max(present.chunk, needed.chunk),
+            )
+            needed = dataclasses.replace(needed, rows=rows, chunk=chunk)
+        return present.covers(needed)
 
     def _fill_memory(self, needed: Capacity) -> Capacity:
         """Return a capacity with as many pages as the share of the memory holds."""

@@ -5,7 +5,7 @@ from collections import deque
 
 from deft_jax.engine.admission import Admission, ChooseCapacity
 from deft_jax.engine.bursts import Burst, Decoder
-from deft_jax.engine.call import Call, Ended
+from deft_jax.engine.call import Ended
 from deft_jax.engine.feeder import Fed, Feeder
 from deft_jax.engine.live_request import LiveRequest
 from deft_jax.engine.programs import StopRequested
@@ -140,10 +140,7 @@ class DecodeLoop:
     def _heed_callers(self) -> None:
         """Ask callers whether to stop, and note which requests are not wanted."""
         work = self.work
-        for call in list(work.calls):
-            with work.listening(call):
-                if call.should_stop is not None and call.should_stop():
-                    call.cancel_all()
+        self._all_want_to_stop()
         work.interrupt_waiting(lambda one: one.call.is_cancelled(one.request.index))
         for live in work.forest.lives.values():
             if live.call.is_cancelled(live.request.index) and live.ends_as is None:
@@ -153,13 +150,11 @@ class DecodeLoop:
 
     def _all_want_to_stop(self) -> bool:
         """Say whether no call wants the program that is being made any more."""
-
-        def wants_to_stop(call: Call) -> bool:
-            return call.should_stop is not None and call.should_stop()
-
-        return all(
-            call.is_cancelled_whole or wants_to_stop(call) for call in self.work.calls
-        )
+        for call in list(self.work.calls):
+            with self.work.listening(call):
+                if call.should_stop is not None and call.should_stop():
+                    call.cancel_all()
+        return all(call.is_cancelled_whole for call in self.work.calls)
 
     def _interrupt_all(self) -> None:
         """End every request where it stands, without a program; start anew."""
@@ -194,6 +189,9 @@ class DecodeLoop:
     def _end_over(self) -> None:
         """End the requests that the device has ended, and readings that are done."""
         work, forest = self.work, self.work.forest
+        for live in list(forest.lives.values()):
+            if live.ends_as is not None:
+                work.end_early(live)
         over = [live for live in forest.lives.values() if self._is_over(live)]
         for live in over:
             if forest.numbers.not_finite[live.slot]:

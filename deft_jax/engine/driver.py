@@ -26,7 +26,14 @@ class Driver:
     def submit(self, call: Call) -> None:
         """Let the requests of a call run; safe from any thread."""
         call.is_inside = self._is_inside
-        self.order(lambda: self._loop.work.submit(call))
+
+        def submit() -> None:
+            try:
+                self._loop.work.submit(call)
+            except Exception as error:
+                self._loop.work.fail_call(call, error)
+
+        self.order(submit)
 
     def _is_inside(self) -> bool:
         return threading.current_thread() is self._thread
@@ -38,8 +45,14 @@ class Driver:
             if self._thread is None:
                 # At its end the process waits for it: a thread that is inside XLA then
                 # would crash it.
-                self._thread = threading.Thread(target=self._run, name="deft-jax")
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="deft-jax")
+                self._thread = thread
+                try:
+                    thread.start()
+                except BaseException:
+                    self._thread = None
+                    self._orders.clear()
+                    raise
 
     def run_between_turns[T](self, do: Callable[[], T]) -> T:
         """Wait until something was done between two turns; return what it gave."""
@@ -63,19 +76,26 @@ class Driver:
         return value
 
     def _run(self) -> None:
-        while True:
+        try:
+            while self._goes_on():
+                try:
+                    while self._orders:
+                        self._orders.popleft()()
+                    self._loop.turn()
+                except BaseException as error:
+                    self._loop.fail(_as_told(error))
+        finally:
             with self._lock:
-                orders = list(self._orders)
-                self._orders.clear()
-                if not orders and self._loop.is_idle:
+                if self._thread is threading.current_thread():
                     self._thread = None
-                    return
-            try:
-                for order in orders:
-                    order()
-                self._loop.turn()
-            except BaseException as error:
-                self._loop.fail(_as_told(error))
+
+    def _goes_on(self) -> bool:
+        """Say whether there is something to do; if not, the next order starts anew."""
+        with self._lock:
+            if self._orders or not self._loop.is_idle:
+                return True
+            self._thread = None
+            return False
 
 
 def _as_told(error: BaseException) -> BaseException:

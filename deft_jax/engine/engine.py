@@ -33,6 +33,7 @@ from deft_jax.runtime.forward import Model
 from deft_jax.runtime.prefill import NUM_TOP
 from deft_jax.runtime.state import DecodeState
 from deft_jax.sampling.noise import ROOT_KEY
+from deft_jax.sampling.numbers import as_integer
 from deft_jax.sampling.params import Sampling
 from deft_jax.sampling.request_table import make_request_table
 from deft_jax.strategies.checked_strategy import checked
@@ -218,9 +219,9 @@ class Engine:
             DeftError: an argument cannot be used.
         """
         self._await_beginning()
-        _check_one(prompt)
+        key = as_integer("key", key, 0, 2**32 - 1)
         requests = self._requests(
-            [prompt], strategy, sampling, priority=priority, key=key, pin=pin
+            _one_prompt(prompt), strategy, sampling, priority=priority, key=key, pin=pin
         )
         return self._begin(self._call(requests, on_token))
 
@@ -251,15 +252,11 @@ class Engine:
             DeftError: an argument cannot be used.
         """
         self._await_beginning()
-        _check_one(prompt)
-        (request,) = self._requests([prompt], priority=priority, pin=pin)
-        if not 0 <= top <= NUM_TOP:
-            raise DeftError(f"top must be from 0 to {NUM_TOP} tokens, got {top}")
-        if score_from is not None and not 1 <= score_from <= len(request.prompt):
-            raise DeftError(
-                f"score_from must be from 1 to the prompt's {len(request.prompt)} "
-                f"tokens, got {score_from}"
-            )
+        prompts = _one_prompt(prompt)
+        (request,) = self._requests(prompts, priority=priority, pin=pin)
+        top = as_integer("top", top, 0, NUM_TOP)
+        if score_from is not None:
+            score_from = as_integer("score_from", score_from, 1, len(request.prompt))
         request = dataclasses.replace(
             request, strategy=None, score_from=score_from, num_top=top
         )
@@ -272,7 +269,15 @@ class Engine:
         return call.handles[0]
 
     def unpin(self, pin: Pin) -> None:
-        """Let the paths that a request has left be evicted; safe from any thread."""
+        """Let the paths that a request has left be evicted; safe from any thread.
+
+        Args:
+            pin: the `pin` of a handle; a second time does nothing.
+
+        Raises:
+            DeftError: it is no pin.
+        """
+        _check_type("pin", pin, Pin, "the pin of a handle")
         self._driver.order(lambda: self._work.forest.unpin(pin))
 
     def statistics(self) -> dict[str, float]:
@@ -400,6 +405,10 @@ class Engine:
         """Check the arguments of a call and encode its prompts."""
         strategy = BestOfN(1) if strategy is None else strategy
         sampling = Sampling() if sampling is None else sampling
+        least = -(2**31)
+        options["priority"] = as_integer(
+            "priority", options.get("priority", 0), least, 2**31 - 1
+        )
         _check_type("sampling", sampling, Sampling, "a deft_jax.Sampling")
         _check_strategy(strategy)
         sampling.check(self.model.config.vocab_size)
@@ -440,15 +449,16 @@ class Engine:
         return request
 
 
-def _check_one(prompt: Any) -> None:
-    """Check that there is one prompt, not several.
+def _one_prompt(prompt: Any) -> list[str | list[int]]:
+    """Return the one prompt there is, in a list.
 
     Raises:
         DeftError: there are several, or none.
     """
-    count = len(list_prompts(prompt))
-    if count != 1:
-        raise DeftError(f"expected 1 prompt, got {count}; submit one at a time")
+    prompts = list_prompts(prompt)
+    if len(prompts) != 1:
+        raise DeftError(f"expected 1 prompt, got {len(prompts)}; submit one at a time")
+    return prompts
 
 
 def _check_memory(memory: Any) -> None:

@@ -108,7 +108,7 @@ class Feeder:
             for live, feed, begin, _, _, is_first in reversed(fed.parts):
                 feed.fed, live.is_unconfirmed = begin, False
                 live.has_begun &= not is_first
-            self.work.short.append(fed.parts[-1].live)
+            self.work.short += list({part.live: None for part in reversed(fed.parts)})
             return
         if fed.report.scores is not None:
             self._note_scores(fed)
@@ -123,7 +123,12 @@ class Feeder:
         lives = list({part.live: None for part in fed.parts})
         for live in lives:
             if numbers.not_finite[live.slot]:
-                self.work.fail_not_finite(live, "the hidden states of its prompt")
+                own = [part for part in fed.parts if part.live is live]
+                self.work.fail_not_finite(
+                    live,
+                    "the hidden states of its prompt",
+                    is_shared=any(part.feed.place == "prefix" for part in own),
+                )
             elif live.is_fed and live.request.strategy is not None:
                 live.feeds.clear()
                 if live.root is None:

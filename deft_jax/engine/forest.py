@@ -93,6 +93,7 @@ class Forest:
         if not self._has_room_to_share(request):
             live.above = cache.top
             if own:
+                live.holder.users += 1
                 live.feeds = deque([Feed("root", prompt)])
                 return True
             match = Match(cache.top, 0, 0)
@@ -145,6 +146,7 @@ class Forest:
         self.replay.forget(live.tree)
         if live.above is None:
             return
+        self._release_unfinished(live)
         node: CachedNode = live.holder
         node.users -= 1
         is_reading = live.request.strategy is None
@@ -256,6 +258,13 @@ class Forest:
         self.pending.dropped |= finished
         return len(finished)
 
+    def _release_unfinished(self, live: LiveRequest) -> None:
+        """Let a shared prompt that a request has fed again in part be fed anew."""
+        for feed in live.feeds:
+            is_begun = feed.place == "node" and 0 < feed.fed < len(feed.tokens)
+            if feed.cached is not None and is_begun:
+                self.pending.released.add(feed.node)
+
     def release_shared(self) -> int:
         """Free the pages of prompts that only preempted requests grow from.
 
@@ -308,13 +317,12 @@ class Forest:
         """Free the pages of a request, whose tokens are to be fed again later."""
         live.is_preempted = True
         if live.feeds:
-            shared = [feed for feed in live.feeds if feed.cached is not None]
-            for feed in live.feeds:
+            own = [feed for feed in live.feeds if feed.cached is None]
+            for feed in own:
                 feed.fed = 0
-                if feed.cached is not None:
-                    feed.cached.is_fed = False
-            self.pending.released |= {feed.node for feed in live.feeds}
-            live.feeds = deque(feed for feed in live.feeds if feed not in shared)
+            self.pending.released |= {feed.node for feed in own}
+            self._release_unfinished(live)
+            live.feeds = deque(own)
             return
         assert live.root is not None
         for node, _, tokens in read_subtrees(self.runner.state.tree, [live.root]):

@@ -36,13 +36,15 @@ class CachedNode:
     """
 
     tokens: list[int]
-    parent: "CachedNode | None"
+    parent: "CachedNode | None" = dataclasses.field(repr=False)
     node: int | None = None
     is_fed: bool = False
     users: int = 0
     pins: int = 0
     used_at: int = 0
-    children: dict[int, list["CachedNode"]] = dataclasses.field(default_factory=dict)
+    children: dict[int, list["CachedNode"]] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def is_leaf(self) -> bool:

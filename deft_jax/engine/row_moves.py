@@ -69,4 +69,8 @@ def move_rows(forest: Forest, moves: list[int]) -> None:
 def _may_move(live: LiveRequest) -> bool:
     """Say whether a request's rows may be given back and moved."""
     has_started = live.root is not None and live.has_decoded
-    return has_started and runs_at_any_width(live.planner)
+    return (
+        has_started
+        and runs_at_any_width(live.planner)
+        and live.planner.draft_depth == 1
+    )

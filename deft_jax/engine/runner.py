@@ -59,9 +59,6 @@ differently: near ties, a token may differ from what the same model gives elsewh
 PREFILL = "prefill"
 """Name of the step that feeds tokens."""
 
-EDIT = "edit"
-"""Key of the program that changes the forest between bursts."""
-
 _PREFILL: dict[str, Any] = {"static_argnames": "method", "donate_argnames": "state"}
 run_prefill = jax.jit(prefill, **_PREFILL)
 
@@ -233,8 +230,7 @@ class Runner:
 
     def edit(self, changes: Edit) -> Report:
         """Change the forest; return what there is to know of it."""
-        ahead = self.ahead.get(self._key(EDIT), self.should_stop)
-        self._state, report = (ahead or run_edit)(self.state, changes)
+        self._state, report = run_edit(self.state, changes)
         return report
 
     def compile_ahead(
@@ -323,7 +319,7 @@ class Runner:
         """Say whether a step can run at once for the present capacity.
 
         Args:
-            step: `feed_step`, `decode_step_of` or EDIT.
+            step: what `feed_step` or `decode_step_of` gives.
             table: the requests of a decode step.
         """
         key = self._key(step, table)
@@ -347,7 +343,7 @@ def decode_step_of(planner: Planner, width: int) -> Hashable:
 def no_turn(capacity: Capacity) -> Turn:
     """Return the turn in which no request decodes."""
     none = np.zeros(capacity.requests, bool)
-    return Turn(none, none, np.int32(0))
+    return Turn(none, none, none, np.int32(0))
 
 
 def empty_chunk(capacity: Capacity, num_tokens: int) -> Chunk:

@@ -18,11 +18,13 @@ class Shortage:
 
         Where a request was preempted none starts or goes on before another has left.
         """
-        forest, short = self.work.forest, self.work.short
+        forest = self.work.forest
+        short = [live for live in self.work.short if live.slot in forest.lives]
+        short = [live for live in short if forest.lives[live.slot] is live]
         self.work.short = []
         gives_way = bool(forest.pending.dropped) or forest.replay.has_dropped
         forest.pending.clears = True
-        if gives_way:
+        if gives_way or not short:
             return
         lives = list(forest.lives.values())
         rows = sum(len(live.rows) for live in lives)
@@ -35,7 +37,7 @@ class Shortage:
         holders = [
             live
             for live in lives
-            if (live.has_begun or live is short[0]) and not live.is_preempted
+            if (live.has_begun or live in short) and not live.is_preempted
         ]
         chosen = victim(holders)
         if chosen is not None:

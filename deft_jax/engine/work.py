@@ -108,13 +108,16 @@ class Work:
     def leave(self, live: LiveRequest) -> None:
         """Take a request's seat, and give its result to its call."""
         pin = live.pin
-        if live.request.strategy is None and live.request.pin:
+        is_read = live.above is not None and live.ends_as is None
+        if live.request.strategy is None and live.request.pin and is_read:
             pin = self.forest.pin([live.holder])
         self.forest.leave(live)
         self._table, self.is_held = None, False
         self.log.add("finish", request=live.request.index, slot=live.slot)
         reading = Reading(tuple(live.scores), live.top)
-        ended = Ended(live.request.index, live.tree, live.notice, pin, reading)
+        ended = Ended(
+            live.request.index, live.tree, live.notice, live.ends_as, pin, reading
+        )
         self.end(live.call, ended)
 
     def end_early(self, live: LiveRequest) -> None:
@@ -129,7 +132,8 @@ class Work:
         for waiting in self.waiting.remove(is_out):
             tree = self.new_tree(waiting.request)
             tree.fail("interrupted")
-            self.end(waiting.call, Ended(waiting.request.index, tree))
+            ended = Ended(waiting.request.index, tree, ends_as="interrupted")
+            self.end(waiting.call, ended)
 
     def end(self, call: Call, ended: Ended) -> None:
         """Give a request's result to its call, unless that has failed."""
@@ -150,12 +154,15 @@ class Work:
             self.calls.remove(call)
         call.fail(error)
 
-    def fail_not_finite(self, live: LiveRequest, what: str) -> None:
+    def fail_not_finite(
+        self, live: LiveRequest, what: str, *, is_shared: bool = False
+    ) -> None:
         """Note that a request's numbers are not finite, so that it ends.
 
         Args:
             live: the request.
             what: its numbers, in words.
+            is_shared: true if they may be those of tokens that others could share.
         """
         tokens = sum(len(branch.logprobs) for branch in live.tree.branches.values())
         live.notice = (
@@ -165,7 +172,7 @@ class Work:
         )
         live.ends_as = "not-finite"
         live.tree.fail("not-finite")
-        if live.fed_node is not None:
+        if is_shared and live.fed_node is not None:
             # What is stored of it is not what the model says: nobody may share it.
             live.fed_node.is_fed = False
 

@@ -79,7 +79,7 @@ def _let_rest(state: DecodeState, rest: jax.Array) -> DecodeState:
     below = is_below(state.tree, jnp.where(was_ended, state.roots, size))
     return dataclasses.replace(
         state,
-        resting=state.resting | rest | below,
+        resting=state.resting | (rest & state.tree.live) | below,
         roots=jnp.where(was_ended, size, state.roots),
         rows=dataclasses.replace(
             rows,

@@ -1,4 +1,4 @@
-"""Planner state of requests that are not in turn, which stays as it was."""
+"""A planner's state of its own requests alone, also of those that are not in turn."""
 
 import dataclasses
 from typing import Any
@@ -8,14 +8,35 @@ import jax.numpy as jnp
 
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
-from deft_jax.runtime.state import DecodeState
+from deft_jax.runtime.state import DecodeState, Turn
 from deft_jax.strategies.protocol import Planner
 from deft_jax.tree.ownership import is_below
 
 
-def keep_parked(
-    planner: Planner, before: DecodeState, after: Any, requests: jax.Array
-) -> Any:
+def clear_strangers(planner: Planner, state: DecodeState, turn: Turn) -> Any:
+    """Return a planner's state without what it holds of requests that are not its own.
+
+    A slot or a node of a request that has ended may be another's by now, of another
+    planner or one whose prompt is still being fed. Their entries are as at first.
+
+    Args:
+        planner: whose state it is.
+        state: the state before a burst, all roots in it.
+        turn: which requests are the planner's.
+    """
+    capacity = _capacity_of(state)
+    known = turn.requests | turn.parked
+    roots = jnp.where(known, state.roots, state.tree.num_nodes)
+    masks = {"requests": known, "nodes": is_below(state.tree, roots)}
+
+    def clear(axis: str, now, first):
+        return _choose(masks[axis], now, first) if axis in masks else now
+
+    axes = _axes(planner, capacity)
+    return jax.tree.map(clear, axes, state.planner, planner.init(capacity))
+
+
+def keep_parked(planner: Planner, before: DecodeState, after: Any, turn: Turn) -> Any:
     """Return a planner's state with what it held of parked requests before a burst.
 
     A planner is not shown requests that are preempted, and may take their rows for
@@ -26,39 +47,46 @@ def keep_parked(
         planner: whose state it is.
         before: the state before the burst, all rows and roots in it.
         after: the planner's state after the burst.
-        requests: [R] bool, the requests that were in turn.
+        turn: which requests are parked.
     """
-    size = before.tree.num_nodes
-    is_parked = (before.roots < size) & ~requests
-    slot = before.rows.request
+    roots = jnp.where(turn.parked, before.roots, before.tree.num_nodes)
     masks = {
-        "rows": jnp.append(is_parked, False)[slot],
-        "requests": is_parked,
-        "nodes": is_below(before.tree, jnp.where(is_parked, before.roots, size)),
+        "rows": jnp.append(turn.parked, False)[before.rows.request],
+        "requests": turn.parked,
+        "nodes": is_below(before.tree, roots),
     }
 
     def keep(axis: str, old, new):
-        if not axis:
-            return new
-        mask = masks[axis].reshape(-1, *(1,) * (new.ndim - 1))
-        return jnp.where(mask, old, new)
+        return _choose(masks[axis], old, new) if axis in masks else new
 
-    return jax.tree.map(keep, _axes(planner, before), before.planner, after)
+    axes = _axes(planner, _capacity_of(before))
+    return jax.tree.map(keep, axes, before.planner, after)
 
 
-def _axes(planner: Planner, state: DecodeState) -> Any:
-    """Return what the first axis of each array of a planner's state is over.
+def _choose(mask: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
+    """Return one array where the first axis is masked, the other elsewhere."""
+    return jnp.where(mask.reshape(-1, *(1,) * (no.ndim - 1)), yes, no)
 
-    Returns:
-        The planner's state with "rows", "requests", "nodes" or "" for each array.
-    """
-    capacity = Capacity(
+
+def _capacity_of(state: DecodeState) -> Capacity:
+    """Return the capacity of a state, but for the tokens of a chunk."""
+    return Capacity(
         requests=state.roots.shape[0],
         rows=state.rows.node.shape[0],
         nodes=state.tree.num_nodes,
         pages=state.tree.num_pages,
         page_size=state.tree.page_size,
     )
+
+
+def _axes(planner: Planner, capacity: Capacity) -> Any:
+    """Return what the first axis of each array of a planner's state is over.
+
+    Returns:
+        The planner's state with "rows", "requests", "nodes" or "" for each array. An
+        array with some entries more than there are rows, requests or nodes is "".
+    """
+    sizes = {name: getattr(capacity, name) for name in ("rows", "requests", "nodes")}
 
     def shapes(**changes) -> Any:
         changed = dataclasses.replace(capacity, **changes)
@@ -68,17 +96,15 @@ def _axes(planner: Planner, state: DecodeState) -> Any:
             return None
 
     now = shapes()
-    larger = {
-        "rows": shapes(rows=capacity.rows + 1),
-        "requests": shapes(requests=capacity.requests + 1),
-        "nodes": shapes(nodes=capacity.nodes + 1),
-    }
     axes = jax.tree.map(lambda array: "", now)
-    for name, changed in larger.items():
+    for name, size in sizes.items():
+        changed = shapes(**{name: size + 1})
         if changed is not None:
             axes = jax.tree.map(
-                lambda axis, one, other, name=name: (
-                    axis if axis or one.shape[:1] == other.shape[:1] else name
+                lambda axis, one, other, name=name, size=size: (
+                    name
+                    if one.shape[:1] == (size,) and one.shape[:1] != other.shape[:1]
+                    else axis
                 ),
                 axes,
                 now,

@@ -189,12 +189,15 @@ class Turn:
     Attributes:
         requests: [R] bool, true for the slots that decode; the others are not seen by
             the planner and stay as they are.
+        parked: [R] bool, true for slots of the same planner that have decoded, and are
+            to go on in a later burst.
         rests: [R] bool, true for slots whose finished branches, and whose nodes at
             their end, stay as resting nodes instead of being freed.
         max_steps: [] int32, most steps, at most LOG_STEPS.
     """
 
     requests: Any
+    parked: Any
     rests: Any
     max_steps: Any
 

@@ -11,7 +11,7 @@ from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.chains import merge_chains
 from deft_jax.runtime.forward import Model, forward
-from deft_jax.runtime.parking import keep_parked
+from deft_jax.runtime.parking import clear_strangers, keep_parked
 from deft_jax.runtime.path_tokens import count_generated, count_tokens
 from deft_jax.runtime.plan_limits import within_limits
 from deft_jax.runtime.prefill import any_of_request
@@ -64,6 +64,7 @@ def decode(
         The state, and the report with the log.
     """
     size, num_rows = state.tree.num_nodes, width or state.rows.node.shape[0]
+    state = dataclasses.replace(state, planner=clear_strangers(planner, state, turn))
     inner, others_keep = _take_turn(state, turn, num_rows)
     roots_before = inner.roots
     num_requests = jnp.sum(roots_before < size)
@@ -85,7 +86,7 @@ def decode(
     log = StepLog.create(LOG_STEPS, num_rows)
     logs = log, TopLog.create(LOG_STEPS, num_rows, table.num_top)
     inner, logs, steps = lax.while_loop(goes_on, run, (inner, logs, jnp.int32(0)))
-    planner_state = keep_parked(planner, state, inner.planner, turn.requests)
+    planner_state = keep_parked(planner, state, inner.planner, turn)
     state = _hand_over(state, inner, turn)
     state = dataclasses.replace(state, planner=planner_state)
     numbers = pack_numbers(
@@ -114,7 +115,7 @@ def _take_turn(
         request=jnp.where(is_in, rows.request, num_requests),
     )
     roots = jnp.where(turn.requests, state.roots, size)
-    others_keep = state.keep & ~is_below(state.tree, roots)
+    others_keep = state.keep & state.tree.live & ~is_below(state.tree, roots)
     return dataclasses.replace(
         state, rows=rows, hidden=state.hidden[:num_rows], roots=roots
     ), others_keep

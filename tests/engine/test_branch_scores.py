@@ -32,9 +32,14 @@ def test_texts_have_the_probabilities_of_the_network(session):
                 expected = token_logprobs(path, encode(text))
                 np.testing.assert_allclose(found, expected, atol=LIMIT)
                 assert one == pytest.approx(math.fsum(found), abs=1e-9)
-    assert root.score_tokens(TEXTS) == root.fork().score_tokens(TEXTS)
-    assert root.score(TEXTS) == [math.fsum(x) for x in root.score_tokens(TEXTS)]
-    assert root.score([encode("sure")]) == root.score(["sure"])
+    # What is cached changes which tokens are computed together, and so the rounding.
+    first, again = root.score_tokens(TEXTS), root.fork().score_tokens(TEXTS)
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_allclose(one, other, atol=LIMIT)
+    sums = [math.fsum(one) for one in first]
+    np.testing.assert_allclose(root.score(TEXTS), sums, atol=LIMIT)
+    by_ids = root.score([encode("sure")])
+    np.testing.assert_allclose(by_ids, root.score(["sure"]), atol=LIMIT)
     assert root.score([]) == []
 
 

@@ -1,5 +1,8 @@
 """Prompts that are read and not continued: log-probabilities, likely next tokens."""
 
+import contextlib
+import time
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
@@ -62,11 +65,9 @@ def test_what_is_read_is_cached_and_pinned_until_it_is_given_back(engine: Engine
 
 def test_what_cannot_be_asked_is_refused(engine: Engine):
     cases: dict[str, dict[str, Any]] = {
-        "top must be from 0 to 20 tokens, got 21": {"top": 21},
-        "score_from must be from 1 to the prompt's 51 tokens, got 0": {"score_from": 0},
-        "score_from must be from 1 to the prompt's 51 tokens, got 52": {
-            "score_from": 52
-        },
+        "top must be from 0 to 20, got 21": {"top": 21},
+        "score_from must be from 1 to 51, got 0": {"score_from": 0},
+        "score_from must be from 1 to 51, got 52": {"score_from": 52},
     }
     for message, options in cases.items():
         with pytest.raises(DeftError, match=message):
@@ -75,3 +76,33 @@ def test_what_cannot_be_asked_is_refused(engine: Engine):
         engine.read(["a", "b"])  # type: ignore
     with pytest.raises(CapacityError, match="leaves no room"):
         engine.read("x" * 128)
+
+
+def test_a_pinned_reading_that_is_cancelled_leaves_its_prompt_to_others(
+    engine: Engine,
+):
+    """Whenever it is cancelled: waiting, looked up, half fed or read."""
+    for pause in (0.0, 0.001, 0.003, 0.01):
+        text = f"{pause}" + TEXT * 2
+        handle = engine.read(text, pin=True)
+        time.sleep(pause)
+        handle.cancel()
+        with contextlib.suppress(CancelledError):
+            handle.result(60)
+        assert engine.read(text, top=1).result(60).top
+        if handle.pin is not None:
+            engine.unpin(handle.pin)
+
+
+def test_wrong_arguments_of_one_caller_touch_no_other(engine: Engine):
+    running = engine.read(TEXT, score_from=1)
+    wrong: list[Any] = [
+        lambda: engine.unpin(None),  # type: ignore
+        lambda: engine.submit("x", key=-1),
+        lambda: engine.submit("x", priority="high"),  # type: ignore
+        lambda: engine.read("xy", score_from="1"),  # type: ignore
+    ]
+    for call in wrong:
+        with pytest.raises(DeftError):
+            call()
+    assert len(running.result(60).logprobs) == len(TEXT) - 1
