@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
 from deft_jax.engine.runner import Runner, decode_step_of, feed_step
 from deft_jax.runtime.state import Chunk, Question, Report, Turn
@@ -117,7 +118,7 @@ class BenchRunner(Runner):
         """Feed a chunk of prompts."""
         num_tokens = len(chunk.token)
         if question is None and feed_step(num_tokens, False) not in self._used:
-            self.start_feed(num_tokens)
+            self.start_feed(self._rooms, num_tokens)
         return super().feed(chunk, question)
 
     def decode(
@@ -125,7 +126,7 @@ class BenchRunner(Runner):
     ) -> Report:
         """Run up to `turn.max_steps` steps, fewer while profiling."""
         if decode_step_of(planner, width) not in self._used:
-            self.start_decode(table, planner, width)
+            self.start_decode(self._rooms, table, planner, width)
         run = super().decode
         if not turn.max_steps:
             return run(table, turn, planner, width)
@@ -148,18 +149,24 @@ class BenchRunner(Runner):
 
     def decode_program(self, planner: Planner) -> Any:
         """Return the compiled decode loop of a planner that has run with all rows."""
-        assert self.capacity is not None
-        return self._used[decode_step_of(planner, self.capacity.rows)]
+        return self._used[decode_step_of(planner, self._rooms.rows)]
 
-    def _start(self, step, table, jitted, arguments, static) -> None:
+    @property
+    def _rooms(self) -> Capacity:
+        """The capacity, which there is once something runs."""
+        assert self.capacity is not None
+        return self.capacity
+
+    def _start(self, key, jitted, arguments, static) -> None:
         """Compile a step now, or take it from another engine of the model."""
+        capacity, step, _ = key
         program = self._programs.get(
-            self.capacity,
+            capacity,
             (self.method, step),
             lambda: jitted.lower(*arguments, **static).compile(),
         )
         self._used[step] = program
-        self.ahead.start(self._key(step, table), lambda: program)
+        self.ahead.start(key, lambda: program)
 
 
 def _profile(burst: Burst, record: Record, call: Callable[[], Report]) -> Report:

@@ -13,8 +13,8 @@ def within_limits(plan: Plan, view: View, draft_depth: int) -> tuple[Plan, jax.A
     """Return the plan without what cannot be carried out, and what was left out.
 
     A row is idle if its source is no live node of its request, and no earlier row that
-    takes part in the plan with at most `draft_depth` levels; or if its token is not in the
-    vocabulary. A tip that is no live node accepts nothing. A branch that has
+    takes part in the plan with at most `draft_depth` levels; or if its token is not in
+    the vocabulary. A tip that is no live node accepts nothing. A branch that has
     `max_new_tokens` tokens ends with its last one.
 
     Args:
