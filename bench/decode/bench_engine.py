@@ -157,7 +157,7 @@ class BenchRunner(Runner):
         assert self.capacity is not None
         return self.capacity
 
-    def _start(self, key, jitted, arguments, static) -> None:
+    def _start(self, key: Any, jitted, arguments, static) -> None:
         """Compile a step now, or take it from another engine of the model."""
         capacity, step, _ = key
         program = self._programs.get(

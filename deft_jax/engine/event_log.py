@@ -3,6 +3,7 @@
 import collections
 import json
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ class EventLog:
         self._begin = time.perf_counter()
         self.counts: collections.Counter[str] = collections.Counter()
         if path is not None:
-            file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+            file = Path(path).open("a", buffering=1, encoding="utf-8")
             self._write = file.write
+            weakref.finalize(self, file.close)
 
     @property
     def is_open(self) -> bool:
