@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from deft_jax.engine.runner import run_decode, run_prefill
+from deft_jax.results.tree_node import TokenEvent
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN, SelfConsistency
 from examples.beam_search import BeamSearch
@@ -114,7 +115,14 @@ def test_all_strategies_share_the_prefill():
 def test_a_full_pool_and_an_interrupt_compile_nothing():
     engine = tiny_engine()
     endless = Sampling(max_new_tokens=100, ignore_eos=True)
-    engine.generate("x", BestOfN(8), Sampling(max_new_tokens=4))
+    told: list[TokenEvent] = []
+    engine.generate(
+        "x",
+        BestOfN(8),
+        endless,
+        on_token=told.append,
+        should_stop=lambda: bool(told),
+    )
     with compilations() as compiled:
         (full,) = engine.generate("x", BestOfN(8), endless)
         (stopped,) = engine.generate("x", BestOfN(8), endless, should_stop=lambda: True)
