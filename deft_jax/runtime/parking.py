@@ -14,20 +14,24 @@ from deft_jax.tree.ownership import is_below
 
 
 def clear_strangers(planner: Planner, state: DecodeState, turn: Turn) -> Any:
-    """Return a planner's state without what it holds of requests that are not its own.
+    """Return a planner's state without what it holds of requests that are not in turn.
 
     A slot or a node of a request that has ended may be another's by now, of another
-    planner or one whose prompt is still being fed. Their entries are as at first.
+    planner or one whose prompt is still being fed; and a planner must not go on with
+    the nodes of a parked request. Their entries are as at first.
 
     Args:
         planner: whose state it is.
-        state: the state before a burst, all roots in it.
-        turn: which requests are the planner's.
+        state: the state before a burst, all rows and roots in it.
+        turn: which requests are in turn, and which are parked.
     """
     capacity = _capacity_of(state)
-    known = turn.requests | turn.parked
-    roots = jnp.where(known, state.roots, state.tree.num_nodes)
-    masks = {"requests": known, "nodes": is_below(state.tree, roots)}
+    roots = jnp.where(turn.requests, state.roots, state.tree.num_nodes)
+    masks = {
+        "rows": ~jnp.append(turn.parked, False)[state.rows.request],
+        "requests": turn.requests,
+        "nodes": is_below(state.tree, roots),
+    }
 
     def clear(axis: str, now, first):
         return _choose(masks[axis], now, first) if axis in masks else now

@@ -55,7 +55,8 @@ def _possible(plan: Plan, view: View, draft_depth: int) -> jax.Array:
 def _is_own(view: View, plan: Plan) -> jax.Array:
     """Return [B] bool, false where a row continues a node of another request.
 
-    Its source is then not below the root of the request that the row names.
+    Its source is then not below the root of the request that the row names, or that
+    request is not in turn.
     """
     size = view.tree.num_nodes
     root = view.roots.at[plan.request].get(mode="fill", fill_value=size)
@@ -63,7 +64,7 @@ def _is_own(view: View, plan: Plan) -> jax.Array:
     end = view.tree.end.at[root].get(mode="fill", fill_value=0)
     number = view.tree.first[jnp.clip(plan.source, 0, size - 1)]
     inside = (first <= number) & (number < end)
-    return inside | (root >= size)
+    return inside
 
 
 def _is_live(view: View, node: jax.Array) -> jax.Array:

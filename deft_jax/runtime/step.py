@@ -64,8 +64,9 @@ def decode(
         The state, and the report with the log.
     """
     size, num_rows = state.tree.num_nodes, width or state.rows.node.shape[0]
-    state = dataclasses.replace(state, planner=clear_strangers(planner, state, turn))
     inner, others_keep = _take_turn(state, turn, num_rows)
+    planner_state = clear_strangers(planner, state, turn)
+    inner = dataclasses.replace(inner, planner=planner_state)
     roots_before = inner.roots
     num_requests = jnp.sum(roots_before < size)
 

@@ -87,7 +87,7 @@ def test_a_closed_session(counted: CountedEngine, name: str):
         (lambda s, b: b.score(["a", ""]), "at least 1 token"),
         (lambda s, b: b.choose([]), "at least 1 text to choose from"),
         (lambda s, b: b.logprobs(0), "top must be from 1 to"),
-        (lambda s, b: b.logprobs(21), "top must be from 0 to 20 tokens, got 21"),
+        (lambda s, b: b.logprobs(21), "top must be from 0 to 20, got 21"),
         (lambda s, b: b.fork(3).keep([1, 2], 1), "a score for each of 3, got 2"),
         (lambda s, b: b.fork(3).keep([1, 2, 3], -1), "n must be from 0 to"),
         (lambda s, b: s.open(""), "has no tokens"),

@@ -51,7 +51,7 @@ OPTIONS = {
     "log-probabilities": dataclasses.replace(HOT, logprobs=3),
 }
 USES = ("plain", "streamed", "priority", "pinned")
-PAGES = 24
+PAGES = 32
 """Of the 64 that the capacity says: requests give way to each other."""
 
 

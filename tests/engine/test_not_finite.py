@@ -54,6 +54,13 @@ def leaves(tree) -> tuple:
     return tuple((leaf.tokens, leaf.logprobs) for leaf in tree.leaves())
 
 
+def assert_same(tree, expected: tuple) -> None:
+    """Assert that the branches are the same, but for the rounding of what is cached."""
+    assert [tokens for tokens, _ in leaves(tree)] == [tokens for tokens, _ in expected]
+    for (_, found), (_, logprobs) in zip(leaves(tree), expected, strict=True):
+        np.testing.assert_allclose(found, logprobs, atol=2e-5)
+
+
 def assert_broken(tree) -> None:
     assert tree.best().finish_reason == "not-finite"
     assert tree.notice is not None and "\n" not in tree.notice
@@ -108,7 +115,7 @@ def test_a_broken_token_that_was_generated_ends_its_request():
     assert tree.best().tokens == (BROKEN,)
     assert "5 prompt tokens and 1 generated" in str(tree.notice)
     (after,) = engine.generate(A, sampling=GREEDY)
-    assert leaves(after) == alone()
+    assert_same(after, alone())
 
 
 def test_all_branches_of_a_broken_request_end_and_keep_their_tokens():
@@ -121,7 +128,7 @@ def test_all_branches_of_a_broken_request_end_and_keep_their_tokens():
     assert len({len(tokens) for tokens in drawn}) == 1
     assert all(BROKEN not in tokens[:-1] for tokens in drawn)
     (after,) = engine.generate(A, sampling=GREEDY)
-    assert leaves(after) == alone()
+    assert_same(after, alone())
 
 
 @pytest.mark.parametrize(
