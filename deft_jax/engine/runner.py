@@ -341,9 +341,9 @@ def decode_step_of(planner: Planner, width: int) -> Hashable:
 
 
 def no_turn(capacity: Capacity) -> Turn:
-    """Return the turn in which no request decodes."""
+    """Return the turn in which no request decodes, and all stay as they are."""
     none = np.zeros(capacity.requests, bool)
-    return Turn(none, none, none, np.int32(0))
+    return Turn(none, ~none, none, np.int32(0))
 
 
 def empty_chunk(capacity: Capacity, num_tokens: int) -> Chunk:
