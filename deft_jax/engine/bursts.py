@@ -145,6 +145,8 @@ class Decoder:
         """Return how many steps may run before the host looks."""
         if not all(live.has_decoded for live in lives):
             return 1  # The first token is shown as soon as it is there.
+        if any(live.needs_each_step for live in lives):
+            return 1
         is_alone = len(lives) == len(self.work.forest.lives) and not len(
             self.work.waiting
         )

@@ -120,6 +120,7 @@ class DecodeLoop:
             or len(work.waiting)
             or (work.forest.capacity is not None and work.forest.has_changes)
             or any(self._is_over(live) or not live.decodes for live in lives)
+            or any(live.needs_each_step for live in lives)
             or (work.forest.capacity is not None and plan_moves(work.forest))
         )
 

@@ -11,6 +11,7 @@ from deft_jax.engine.prefix_cache import CachedNode
 from deft_jax.engine.request import Request
 from deft_jax.results.tree_node import FinishReason
 from deft_jax.strategies.protocol import Planner
+from deft_jax.strategies.traits import runs_at_any_width
 
 Place = Literal["prefix", "root", "node"]
 
@@ -117,6 +118,16 @@ class LiveRequest:
         """True if it takes part in decode steps."""
         has_rows = self.request.strategy is not None
         return has_rows and self.is_fed and not self.is_preempted
+
+    @property
+    def needs_each_step(self) -> bool:
+        """True if the host must look at every step.
+
+        Where branches compete, as beams do, one that ends at a stop string must make
+        way in the next step: otherwise the text would depend on the lengths of bursts.
+        """
+        has_stops = self.decodes and bool(self.request.sampling.stop)
+        return has_stops and not runs_at_any_width(self.planner)
 
     @property
     def num_to_feed(self) -> int:
