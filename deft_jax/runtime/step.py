@@ -30,7 +30,7 @@ from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Plan, Planner, View, finish_code
 from deft_jax.strategies.traits import merges_chains, shares_pages
 from deft_jax.tree.appending import Slots
-from deft_jax.tree.ownership import is_below
+from deft_jax.tree.ownership import is_below, only_below
 from deft_jax.tree.state import NO_NODE, choose
 
 
@@ -152,7 +152,9 @@ def decode_step(
         state = merge_chains(state)
     view = _look(model, state, table)
     with jax.named_scope("tree_operations"):
-        planner_state, plan = planner.plan(state.planner, view)
+        # Planners see nothing of what rests, nor of requests that are not in turn.
+        own = dataclasses.replace(view, tree=only_below(state.tree, state.roots))
+        planner_state, plan = planner.plan(state.planner, own)
         plan, left_out = within_limits(plan, view, planner.draft_depth)
         plan, not_finite = _end_not_finite(state, view, plan)
         state, slots, roots = apply_plan(

@@ -64,7 +64,9 @@ class View:
     them idle and uses them again notes which they are while they are fresh.
 
     Attributes:
-        tree: the forest.
+        tree: the forest, as far as it is of requests in turn: other nodes seem to be
+            free. Their roots seem to have no parent, and may start behind tokens that
+            they share with others.
         table: what the host says of the requests, for `finish_code` of tokens that were
             not sampled.
         node: [B] int32, node of each row, N for idle rows.

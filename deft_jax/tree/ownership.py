@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from deft_jax.tree.arguments import integers
 from deft_jax.tree.counting import compares_nodes, count_nodes_below
-from deft_jax.tree.state import Tree
+from deft_jax.tree.state import NO_NODE, Tree, replace
 
 
 def owned(tree: Tree, roots: jax.Array) -> jax.Array:
@@ -57,6 +57,25 @@ def is_below(tree: Tree, tops: jax.Array) -> jax.Array:
         tops: [R] int32, live nodes, which count themselves; N for none.
     """
     return tree.live & (jnp.max(_roots_above(tree, tops), axis=1) >= 0)
+
+
+def only_below(tree: Tree, tops: jax.Array) -> Tree:
+    """Return the tree as those see it who own some subtrees and know of nothing else.
+
+    All other nodes seem to be free, and the heads of the subtrees to be roots. For
+    looking at only: depth-first numbers have gaps.
+
+    Args:
+        tree: the forest.
+        tops: [R] int32, live nodes at the heads of the subtrees; N for none.
+    """
+    inside = is_below(tree, tops)
+    is_top = jnp.zeros(tree.num_nodes, bool).at[tops].set(True, mode="drop")
+    return replace(
+        tree,
+        first=jnp.where(inside, tree.first, tree.num_nodes),
+        parent=jnp.where(inside & ~is_top, tree.parent, NO_NODE),
+    )
 
 
 def below(tree: Tree, mask: jax.Array, roots: jax.Array | None = None) -> jax.Array:
