@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -173,7 +174,7 @@ def test_what_is_compiled_is_told_from_what_is_there():
     """Nothing is kept, however long a loaded machine takes to compile it."""
     double = jax.jit(lambda x: x * 21 + 4)
     shortest = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.read(shortest)
+    before = getattr(jax.config, shortest)
     try:
         jax.config.update(shortest, math.inf)
         with watch_compilations() as first:
