@@ -75,7 +75,8 @@ class Forest:
 
     def decode(self, steps=1):
         table = make_request_table([SAMPLING] * R, [12] * R, EOS)
-        turn = Turn(np.ones(R, bool), *[np.zeros(R, bool)] * 2, np.int32(steps))
+        none = np.zeros(R, bool)
+        turn = Turn(~none, none, none, np.int32(steps))
         report = self.runner.decode(table, turn, PLANNER, B)
         self.state.tree.check()
         log = StepLog.unpack(np.asarray(report.log))
