@@ -203,7 +203,7 @@ def test_branches_that_nobody_refers_to_are_let_go(
 def test_a_request_of_the_session_is_that_of_the_engine(session: Session):
     seen = []
     handle = session.submit(PROMPT, BestOfN(2), SAMPLING, key=7, on_token=seen.append)
-    tree = handle.result(60)
-    again = session.submit(PROMPT, BestOfN(2), key=7).result(60)
+    tree = handle.result(300)
+    again = session.submit(PROMPT, BestOfN(2), key=7).result(300)
     assert [x.tokens for x in tree.leaves()] == [x.tokens for x in again.leaves()]
     assert len(seen) == 8 and handle.done()

@@ -41,7 +41,7 @@ def test_branches_that_grow_together_read_what_they_share_once(counted: CountedE
                 for key, branch in enumerate(group)
             ]
             stopped.go_on()
-        stats = [handle.result(60).stats for handle in handles]
+        stats = [handle.result(300).stats for handle in handles]
     read = max(each.kv_tokens_read for each in stats)
     alone = sum(each.kv_tokens_read_per_sequence for each in stats)
     assert read < alone / 2
@@ -53,7 +53,7 @@ def test_what_is_dropped_can_be_evicted_and_what_is_kept_cannot(
     forest = counted.engine._work.forest
 
     def pinned() -> int:
-        counted.engine.read("x").result(60)  # Orders are carried out by now.
+        counted.engine.read("x").result(300)  # Orders are carried out by now.
         return sum(node.pins for node in forest.cache.nodes())
 
     with Session(counted, sampling=SAMPLING) as session:

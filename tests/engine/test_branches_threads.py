@@ -90,7 +90,7 @@ def test_what_ends_while_a_thread_waits(end, message: str):
             end(session, group[0])
             stopped.go_on()
             with pytest.raises(DeftError, match=message):
-                waiting.result(60)
+                waiting.result(300)
         assert group.path_text() == texts
         if not session._state.is_closed:
             assert len(group[1].generate(SAMPLING).tokens) > 0

@@ -21,7 +21,7 @@ PAGES = 24
 """Of the 64 that the capacity says, so that nothing new is compiled."""
 LONG = Sampling(temperature=0.9, max_new_tokens=100, ignore_eos=True, seed=5)
 PROMPTS = ["Hello world", "abc", "The quick brown fox", "12345"]
-WAIT_S = 120
+WAIT_S = 300
 
 
 class SmallEngine(Engine):

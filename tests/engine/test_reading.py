@@ -32,7 +32,7 @@ def test_scores_are_the_models_whatever_is_cached(engine: Engine, score_from: in
     exact = path_logprobs(IDS)
     expected = [exact[at - 1, IDS[at]] for at in range(score_from, len(IDS))]
     for _ in range(2):
-        reading = engine.read(TEXT, score_from=score_from, top=5).result(60)
+        reading = engine.read(TEXT, score_from=score_from, top=5).result(300)
         np.testing.assert_allclose(reading.logprobs, expected, atol=2e-4)
         likely = np.argsort(-exact[-1], kind="stable")[:5]
         assert [token for token, _ in reading.top] == likely.tolist()
@@ -45,7 +45,7 @@ def test_readings_of_several_prompts_run_together(engine: Engine):
     handles = [engine.read(text, top=1, score_from=1) for text in texts]
     for text, handle in zip(texts, handles, strict=True):
         exact = path_logprobs(AsciiTokenizer().encode(text))
-        reading = handle.result(60)
+        reading = handle.result(300)
         assert reading.top[0][0] == int(np.argmax(exact[-1]))
         assert len(reading.logprobs) == len(text) - 1
 
@@ -54,9 +54,9 @@ def test_what_is_read_is_cached_and_pinned_until_it_is_given_back(engine: Engine
     engine.clear_cache()
     before = engine.statistics()["cached_tokens"]
     handle = engine.read(TEXT, pin=True)
-    assert handle.result(60) == ((), ())
+    assert handle.result(300) == ((), ())
     assert handle.pin is not None
-    engine.read(TEXT).result(60)
+    engine.read(TEXT).result(300)
     assert engine.statistics()["cached_tokens"] - before == len(TEXT)
     engine.unpin(handle.pin)
     engine.clear_cache()
@@ -88,8 +88,8 @@ def test_a_pinned_reading_that_is_cancelled_leaves_its_prompt_to_others(
         time.sleep(pause)
         handle.cancel()
         with contextlib.suppress(CancelledError):
-            handle.result(60)
-        assert engine.read(text, top=1).result(60).top
+            handle.result(300)
+        assert engine.read(text, top=1).result(300).top
         if handle.pin is not None:
             engine.unpin(handle.pin)
 
@@ -105,4 +105,4 @@ def test_wrong_arguments_of_one_caller_touch_no_other(engine: Engine):
     for call in wrong:
         with pytest.raises(DeftError):
             call()
-    assert len(running.result(60).logprobs) == len(TEXT) - 1
+    assert len(running.result(300).logprobs) == len(TEXT) - 1

@@ -103,7 +103,7 @@ def test_the_pool_holds_what_is_cached_and_makes_room_for_what_is_new():
 def test_a_path_that_is_pinned_outlives_others():
     engine = new_engine()
     handle = engine.submit(PROMPT, sampling=GREEDY, pin=True)
-    handle.result(60)
+    handle.result(300)
     for i in range(20):
         fed(engine, f"{i:02d}" * 25)
     assert engine.statistics()["evicted_nodes"] > 0

@@ -24,7 +24,7 @@ from tests.support.tiny_model import (
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=10, ignore_eos=True)
 LONG = Sampling(temperature=0.9, max_new_tokens=80, ignore_eos=True, seed=5)
-WAIT_S = 120
+WAIT_S = 300
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def test_rows_that_are_idle_serve_other_requests(engine: WatchedEngine):
     jobs = [("Hello world", 12), ("x", 8), ("abc", 2), ("12345678", 3)]
     handles = [engine.submit(prompt, BestOfN(n), SAMPLING) for prompt, n in jobs]
     for (prompt, _), handle in zip(jobs, handles, strict=True):
-        for branch, leaf in enumerate(handle.result(120).leaves()):
+        for branch, leaf in enumerate(handle.result(300).leaves()):
             assert leaf.tokens == decode_alone(prompt, SAMPLING, branch).tokens
 
 
@@ -112,7 +112,7 @@ def test_a_strategy_with_rows_of_its_own_keeps_them(engine: WatchedEngine):
         engine.submit("abc", beams, greedy),
         engine.submit("x", BestOfN(5), SAMPLING),
     ]
-    trees = [handle.result(120) for handle in handles]
+    trees = [handle.result(300) for handle in handles]
     assert [n.tokens for n in trees[1].nodes] == [n.tokens for n in alone.nodes]
     for prompt, tree in (("Hello", trees[0]), ("x", trees[2])):
         for branch, leaf in enumerate(tree.leaves()):

@@ -76,7 +76,7 @@ class StoppedEngine:
 
     def __exit__(self, *error: Any) -> None:
         self.go_on()
-        self._handle.result(60)
+        self._handle.result(300)
 
     def go_on(self) -> None:
         self._may_go_on.set()
