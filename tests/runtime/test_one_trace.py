@@ -123,6 +123,7 @@ def test_a_full_pool_and_an_interrupt_compile_nothing():
         on_token=told.append,
         should_stop=lambda: bool(told),
     )
+    engine.generate("x", BestOfN(8), endless)
     with compilations() as compiled:
         (full,) = engine.generate("x", BestOfN(8), endless)
         (stopped,) = engine.generate("x", BestOfN(8), endless, should_stop=lambda: True)
