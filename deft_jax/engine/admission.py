@@ -88,7 +88,7 @@ class Admission:
         if forest.shares:
             cached = forest.cache.match(request.prompt, request.most_shared).tokens
         free_pages = forest.numbers.free_pages + pages - pages_to_come(lives, rooms)
-        held = sum(1 for _ in forest.cache.nodes()) - nodes
+        held = forest.num_cached - nodes
         free_nodes = rooms.nodes - held - sum(live.request.nodes for live in lives)
         needed = pages_to_start(request, rooms, cached)
         return needed <= free_pages and request.nodes <= free_nodes

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from deft_jax.engine.call import Call
-from deft_jax.engine.live_request import LiveRequest
+from deft_jax.engine.live_request import LiveRequest, calls_of
 from deft_jax.engine.log_replay import Told
 from deft_jax.engine.pace import Pace
 from deft_jax.engine.plan_notices import plan_notices
@@ -112,8 +112,7 @@ class Decoder:
         runner, step = self.work.runner, decode_step_of(planner, width)
         if runner.has_made(step, table):
             return
-        calls = list({live.call: None for live in lives})
-        with preparing(self.work, "decode", step, calls, table):
+        with preparing(self.work, "decode", step, calls_of(lives), table):
             runner.decode(table, no_turn(self.work.forest.rooms), planner, width)
         runner.note_made(step, table)
 
@@ -159,7 +158,7 @@ class Decoder:
 
     def _fail(self, lives: list[LiveRequest], error: Exception) -> None:
         """Give an error to the calls of some requests, which end with it."""
-        for call in list({live.call: None for live in lives}):
+        for call in calls_of(lives):
             self.work.fail_call(call, error)
 
     def look(self, burst: Burst, numbers: Numbers, took: float) -> None:
@@ -187,7 +186,7 @@ class Decoder:
         rooms = self.work.forest.rooms.nodes, self.work.runner.model.config.vocab_size
         for live, notice in plan_notices(log, numbers.steps, burst.lives, rooms):
             live.notice = live.notice or notice
-        for call in list({live.call: None for live in burst.lives.values()}):
+        for call in calls_of(burst.lives.values()):
             mine = {slot for slot, one in burst.lives.items() if one.call is call}
             if not call.is_done:
                 with self.work.listening(call):

@@ -173,9 +173,7 @@ class DecodeLoop:
         work, forest = self.work, self.work.forest
         if forest.capacity is None:
             return
-        for live in list(forest.lives.values()):
-            if live.ends_as is not None:
-                work.end_early(live)
+        work.end_marked()
         if work.short:
             self._shortage.make_room()
         if (moves := plan_moves(forest)) is not None:
@@ -190,9 +188,7 @@ class DecodeLoop:
     def _end_over(self) -> None:
         """End the requests that the device has ended, and readings that are done."""
         work, forest = self.work, self.work.forest
-        for live in list(forest.lives.values()):
-            if live.ends_as is not None:
-                work.end_early(live)
+        work.end_marked()
         over = [live for live in forest.lives.values() if self._is_over(live)]
         for live in over:
             if forest.numbers.not_finite[live.slot]:

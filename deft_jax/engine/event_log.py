@@ -38,11 +38,6 @@ class EventLog:
             self._write = file.write
             weakref.finalize(self, file.close)
 
-    @property
-    def is_open(self) -> bool:
-        """True if events are written."""
-        return self._write is not None
-
     def add(self, kind: str, **fields: Any) -> None:
         """Write an event.
 

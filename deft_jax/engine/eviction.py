@@ -1,5 +1,6 @@
 """Which cached paths give way, and how much room there would be without them."""
 
+import itertools
 from collections.abc import Iterable
 
 from deft_jax.capacity import Capacity
@@ -79,10 +80,7 @@ def count_evictable(cache: PrefixCache, capacity: Capacity) -> tuple[int, int]:
     held: set[CachedNode] = set()
     nodes = list(cache.nodes())
     for node in nodes:
-        above: CachedNode | None = node
         if node.users or node.pins or not node.is_fed:
-            while above is not None and above not in held:
-                held.add(above)
-                above = above.parent
+            held.update(itertools.takewhile(lambda n: n not in held, node.lineage()))
     free = [node for node in nodes if node not in held]
     return sum(len(n.tokens) // capacity.page_size for n in free), len(free)

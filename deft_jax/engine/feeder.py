@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from deft_jax.engine.feeding import Part, build_chunk, next_parts
-from deft_jax.engine.live_request import LiveRequest
+from deft_jax.engine.live_request import LiveRequest, calls_of
 from deft_jax.engine.preparing import preparing
 from deft_jax.engine.runner import feed_step
 from deft_jax.engine.widths import choose_width, chunk_widths
@@ -52,7 +52,7 @@ class Feeder:
         )
         chunk, question = build_chunk(rooms, width, parts)
         step = feed_step(width, asks)
-        calls = list({part.live.call: None for part in parts})
+        calls = calls_of(part.live for part in parts)
         with preparing(self.work, "prefill", step, calls):
             begin = time.perf_counter()
             report = self.work.runner.feed(chunk, question)
@@ -134,7 +134,7 @@ class Feeder:
                 if live.root is None:
                     live.root = int(numbers.roots[live.slot])
                     self.work.forest.replay.start(live.root, live.tree)
-        for call in list({live.call: None for live in lives}):
+        for call in calls_of(lives):
             mine = [part for part in fed.parts if part.live.call is call]
             read = sum(p.end - p.begin for p in mine if p.feed.place != "node")
             call.progress.prefill_s += took

@@ -203,7 +203,7 @@ class Forest:
             child.node, child.is_fed = node, True
         for live in lives:
             if live.request.pin and live.root in above:
-                ends = [n for n in _below(above[live.root]) if n.is_leaf]
+                ends = [n for n in above[live.root].subtree() if n.is_leaf]
                 live.pin = self.pin(ends)
 
     def pin(self, ends: list[CachedNode]) -> Pin:
@@ -275,10 +275,8 @@ class Forest:
         """
         running: set[CachedNode] = set()
         for live in self.lives.values():
-            above = None if live.is_preempted or live.above is None else live.holder
-            while above is not None:
-                running.add(above)
-                above = above.parent
+            if live.above is not None and not live.is_preempted:
+                running.update(live.holder.lineage())
         released = [n for n in self.cache.nodes() if n.is_fed and n not in running]
         for node in released:
             assert node.node is not None
@@ -292,12 +290,7 @@ class Forest:
         Returns:
             False if another request is feeding what both grow from.
         """
-        chain: list[CachedNode] = []
-        above: CachedNode | None = live.holder
-        while above is not None and above is not self.cache.top:
-            chain.insert(0, above)
-            above = above.parent
-        unfed = [node for node in chain if not node.is_fed]
+        unfed = [node for node in live.holder.lineage() if not node.is_fed]
         feeding = {
             id(feed.cached)
             for other in self.lives.values()
@@ -306,7 +299,7 @@ class Forest:
         }
         if any(id(node) in feeding for node in unfed):
             return False
-        for node in reversed(unfed):
+        for node in unfed:
             assert node.node is not None
             feed = Feed("node", node.tokens, node=node.node, cached=node)
             live.feeds.appendleft(feed)
@@ -328,14 +321,6 @@ class Forest:
         for node, _, tokens in read_subtrees(self.runner.state.tree, [live.root]):
             live.feeds.append(Feed("node", tokens, node=node))
             self.pending.released.add(node)
-
-
-def _below(node: CachedNode) -> Iterable[CachedNode]:
-    """Yield a cached node and all below it."""
-    yield node
-    for siblings in node.children.values():
-        for child in siblings:
-            yield from _below(child)
 
 
 def _empty_numbers(capacity: Capacity) -> Numbers:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import deque
+from collections.abc import Iterable
 from typing import Literal
 
 from deft_jax.engine.call import Call
@@ -135,3 +136,8 @@ class LiveRequest:
         if self.above is None:
             return len(self.request.prompt)
         return sum(len(feed.tokens) - feed.fed for feed in self.feeds)
+
+
+def calls_of(lives: Iterable[LiveRequest]) -> list[Call]:
+    """Return the calls that some requests belong to, each once, in their order."""
+    return list(dict.fromkeys(live.call for live in lives))

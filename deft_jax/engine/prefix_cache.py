@@ -46,6 +46,22 @@ class CachedNode:
         default_factory=dict, repr=False
     )
 
+    def lineage(self) -> Iterator["CachedNode"]:
+        """Yield the node and those above it, the top of the cache last."""
+        node: CachedNode | None = self
+        while node is not None:
+            yield node
+            node = node.parent
+
+    def subtree(self) -> Iterator["CachedNode"]:
+        """Yield the node and all below it, parents before their children."""
+        stack = [self]
+        while stack:
+            node = stack.pop()
+            yield node
+            for siblings in node.children.values():
+                stack += siblings
+
     @property
     def is_leaf(self) -> bool:
         """True if nothing that is cached is below."""
@@ -142,14 +158,8 @@ class PrefixCache:
         node.parent = None
 
     def nodes(self) -> Iterator[CachedNode]:
-        """Yield every node but the top, parents before their children."""
-        stack = [self.top]
-        while stack:
-            node = stack.pop()
-            if node is not self.top:
-                yield node
-            for siblings in node.children.values():
-                stack += siblings
+        """Return every node but the top, parents before their children."""
+        return (node for node in self.top.subtree() if node is not self.top)
 
     def evictable(self, *, pinned: bool = False) -> list[CachedNode]:
         """Return the leaves that nobody uses, the longest unused first.

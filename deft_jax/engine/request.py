@@ -85,12 +85,6 @@ class Request:
                     f"has {there}; raise its capacity or lower n"
                 )
 
-    def pages(self, capacity: Capacity) -> int:
-        """Return the pages it takes if every branch grows to its limit."""
-        return capacity.pages_for(len(self.prompt)) + self.branch_pages(
-            capacity.page_size
-        )
-
     def branch_pages(self, page_size: int) -> int:
         """Return the pages that its generated tokens take at most."""
         if self.strategy is None:

@@ -259,7 +259,7 @@ class Runner:
         """Begin to make the program that feeds chunks of so many tokens."""
         state = jax.eval_shape(lambda: self.create_state(capacity))
         args = self.model, state, empty_chunk(capacity, num_tokens), None
-        key = capacity, feed_step(num_tokens, False), None
+        key = _program_key(capacity, feed_step(num_tokens, False))
         self._start(key, run_prefill, args, {"method": self.method})
 
     def start_decode(
@@ -272,7 +272,7 @@ class Runner:
         state = dataclasses.replace(state, planner=planner_state)
         args = self.model, state, table, no_turn(capacity)
         static = {"planner": planner, "method": self.method, "width": width}
-        key = capacity, decode_step_of(planner, width), _shapes(table)
+        key = _program_key(capacity, decode_step_of(planner, width), table)
         self._start(key, decode_program(), args, static)
 
     def _start(
@@ -308,8 +308,8 @@ class Runner:
         self.ahead.start(key, make)
 
     def _key(self, step: Hashable, table: RequestTable | None = None) -> Hashable:
-        """Return what a program compiled ahead is known by: all it depends on."""
-        return self.capacity, step, table and _shapes(table)
+        """Return what a program for the present capacity is known by."""
+        return _program_key(self.capacity, step, table)
 
     def note_made(self, step: Hashable, table: RequestTable | None = None) -> None:
         """Note that a step was run; the arguments are those of `has_made`."""
@@ -373,6 +373,13 @@ def empty_edit(capacity: Capacity) -> Edit:
         at=np.zeros(capacity.requests, np.int32),
         row=np.arange(capacity.rows, dtype=np.int32),
     )
+
+
+def _program_key(
+    capacity: Capacity | None, step: Hashable, table: RequestTable | None = None
+) -> Hashable:
+    """Return what a program is known by: all it depends on."""
+    return capacity, step, table and _shapes(table)
 
 
 def _shapes(argument: Model | RequestTable) -> Hashable:

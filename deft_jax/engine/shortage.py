@@ -19,14 +19,13 @@ class Shortage:
         Where a request was preempted none starts or goes on before another has left.
         """
         forest = self.work.forest
-        short = [live for live in self.work.short if live.slot in forest.lives]
-        short = [live for live in short if forest.lives[live.slot] is live]
+        lives = list(forest.lives.values())
+        short = [live for live in self.work.short if live in lives]
         self.work.short = []
         gives_way = bool(forest.pending.dropped) or forest.replay.has_dropped
         forest.pending.clears = True
         if gives_way or not short:
             return
-        lives = list(forest.lives.values())
         rows = sum(len(live.rows) for live in lives)
         tokens = sum(min(live.num_to_feed, forest.rooms.chunk) for live in lives)
         pages = rows + forest.rooms.pages_for(tokens) + 1

@@ -127,6 +127,12 @@ class Work:
         self.forest.drop(live)
         self.leave(live)
 
+    def end_marked(self) -> None:
+        """End the requests that the host has found a reason to end."""
+        for live in list(self.forest.lives.values()):
+            if live.ends_as is not None:
+                self.end_early(live)
+
     def interrupt_waiting(self, is_out: Callable[[Waiting], bool]) -> None:
         """End some requests that have not started."""
         for waiting in self.waiting.remove(is_out):
