@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from deft_jax.engine.call import Call
+from deft_jax.engine.evaluation import Evaluations
 from deft_jax.engine.live_request import LiveRequest, calls_of
 from deft_jax.engine.log_replay import Told
 from deft_jax.engine.pace import Pace
@@ -16,7 +17,7 @@ from deft_jax.engine.preparing import preparing
 from deft_jax.engine.programs import StopRequested
 from deft_jax.engine.progress import count_reads
 from deft_jax.engine.row_moves import free_idle_rows
-from deft_jax.engine.runner import decode_step_of, no_turn
+from deft_jax.engine.runner import decode_step_of, no_scores, no_turn
 from deft_jax.engine.widths import choose_width, row_widths
 from deft_jax.engine.work import Work
 from deft_jax.errors import DeftError
@@ -24,7 +25,7 @@ from deft_jax.runtime.state import LOG_STEPS, Numbers, Report, StepLog, Turn
 from deft_jax.runtime.top_log import TopLog
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Planner
-from deft_jax.strategies.traits import runs_at_any_width
+from deft_jax.strategies.traits import may_wait, runs_at_any_width
 
 WORTH_S = 2.0
 """Seconds for which a narrower decode step must have been wanted before it is made."""
@@ -51,7 +52,7 @@ class Decoder:
 
     def __init__(self, work: Work):
         self.work = work
-        self._pace = Pace()
+        self._pace, self._evaluations = Pace(), Evaluations(work)
         self._wanted_s: dict[Hashable, float] = {}
         self._narrower: Hashable = None
         self._last_planner: Planner | None = None
@@ -82,7 +83,8 @@ class Decoder:
         for live in lives:
             is_in[live.slot], rests[live.slot] = True, self.work.forest.rests(live)
         begin = time.perf_counter()
-        turn = Turn(is_in, parked, rests, np.int32(self._num_steps(lives, step)))
+        steps = np.int32(self._num_steps(lives, step))
+        turn = Turn(is_in, parked, rests, steps, self._scores(lives))
         report = self.work.runner.decode(table, turn, planner, width)
         for live in lives:
             live.has_decoded = True
@@ -113,7 +115,8 @@ class Decoder:
         if runner.has_made(step, table):
             return
         with preparing(self.work, "decode", step, calls_of(lives), table):
-            runner.decode(table, no_turn(self.work.forest.rooms), planner, width)
+            nobody = no_turn(self.work.forest.rooms, planner)
+            runner.decode(table, nobody, planner, width)
         runner.note_made(step, table)
 
     def _begin_program(self, table: RequestTable, planner: Planner, width: int) -> None:
@@ -156,6 +159,16 @@ class Decoder:
             return LOG_STEPS
         return self._pace.steps_within(step)
 
+    def _scores(self, lives: list[LiveRequest]) -> np.ndarray | None:
+        """Return what planners that wait are told, [N] float32; None to the others."""
+        if not may_wait(lives[0].planner):
+            return None
+        scores = no_scores(self.work.forest.rooms)
+        for live in lives:
+            scores[list(live.told)] = list(live.told.values())
+            live.told = {}
+        return scores
+
     def _fail(self, lives: list[LiveRequest], error: Exception) -> None:
         """Give an error to the calls of some requests, which end with it."""
         for call in calls_of(lives):
@@ -193,6 +206,8 @@ class Decoder:
                     self._tell(call, mine, burst, told, log, numbers)
         for live in burst.lives.values():
             free_idle_rows(self.work.forest, live, numbers)
+            if numbers.waiting[live.slot] and not live.call.is_done:
+                self._evaluations.begin(live)
         if numbers.overflow:
             self.work.short += list(burst.lives.values())
         self.work.log.add("burst", steps=numbers.steps, seconds=round(took, 6))

@@ -139,16 +139,22 @@ class Call:
     def _conclude(self, request: Request, ended: Ended) -> GenerationTree:
         """Return the result of a request with what its strategy adds."""
         assert request.strategy is not None
-        tree = GenerationTree(
+        tree = self.tree_of(request, ended.tree, ended.notice)
+        return request.strategy.conclude(tree)
+
+    def tree_of(
+        self, request: Request, tree: HostTree, notice: str | None = None
+    ) -> GenerationTree:
+        """Return the tree of a request as far as it has grown."""
+        return GenerationTree(
             request=request.index,
             prompt=request.text,
-            nodes=ended.tree.nodes(),
+            nodes=tree.nodes(),
             stats=self.progress.status,
             prefill_s=self.progress.prefill_s,
             decode_s=self.progress.decode_s,
-            notice=ended.notice,
+            notice=notice,
         )
-        return request.strategy.conclude(tree)
 
     def fail(self, error: BaseException) -> None:
         """Give an exception to every request that has no result yet."""

@@ -55,6 +55,12 @@ class DecodeLoop:
         work = self.work
         return not (work.calls or self._flight or work.waiting or work.forest.lives)
 
+    @property
+    def only_waits(self) -> bool:
+        """True if nothing goes on before a strategy has given its scores."""
+        lives = self.work.forest.lives.values()
+        return not self._flight and bool(lives) and all(x.is_waiting for x in lives)
+
     def fail(self, error: BaseException) -> None:
         """Give an error to every call, and forget all there is on the device."""
         self.work.waiting.remove(lambda waiting: True)
@@ -120,7 +126,7 @@ class DecodeLoop:
             or len(work.waiting)
             or (work.forest.capacity is not None and work.forest.has_changes)
             or any(self._is_over(live) or not live.decodes for live in lives)
-            or any(live.needs_each_step for live in lives)
+            or any(live.needs_look for live in lives)
             or (work.forest.capacity is not None and plan_moves(work.forest))
         )
 

@@ -9,6 +9,9 @@ from deft_jax.engine.decode_loop import DecodeLoop
 from deft_jax.engine.device_memory import is_out_of_memory
 from deft_jax.errors import CapacityError
 
+_SECONDS_BETWEEN_LOOKS = 0.02
+"""How often callers are heeded while every request waits for its strategy."""
+
 
 class Driver:
     """Takes orders from any thread and carries them out on one, between turns.
@@ -19,6 +22,8 @@ class Driver:
 
     def __init__(self, loop: DecodeLoop):
         self._loop = loop
+        loop.work.order = self.order
+        self._comes = threading.Event()
         self._lock = threading.Lock()
         self._orders: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
@@ -42,6 +47,7 @@ class Driver:
         """Let something be done between two turns; safe from any thread."""
         with self._lock:
             self._orders.append(do)
+            self._comes.set()
             if self._thread is None:
                 # At its end the process waits for it: a thread that is inside XLA then
                 # would crash it.
@@ -79,9 +85,12 @@ class Driver:
         try:
             while self._goes_on():
                 try:
+                    self._comes.clear()
                     while self._orders:
                         self._orders.popleft()()
                     self._loop.turn()
+                    if self._loop.only_waits:
+                        self._comes.wait(_SECONDS_BETWEEN_LOOKS)
                 except BaseException as error:
                     self._loop.fail(_as_told(error))
         finally:

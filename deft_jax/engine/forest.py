@@ -329,4 +329,4 @@ def _empty_numbers(capacity: Capacity) -> Numbers:
     idle = np.full(capacity.rows, capacity.nodes, np.int64)
     no_slot = np.zeros(capacity.requests, np.int64)
     free_now = (0, 0, capacity.pages, capacity.nodes, 0)
-    return Numbers(*free_now, free, free, free, no_slot, free, idle)
+    return Numbers(*free_now, free, free, free, no_slot, no_slot, free, idle)

@@ -61,6 +61,7 @@ class Branch:
         finish_reason: why the branch ended; None while it grows.
         tops: most likely tokens in the place of each token.
         next_tops: those behind the last token; empty until they are known.
+        score: what the strategy has said of it while the request waited.
     """
 
     id: int
@@ -75,6 +76,7 @@ class Branch:
     finish_reason: FinishReason | None = None
     tops: list[TopLogprobs] = dataclasses.field(default_factory=list)
     next_tops: TopLogprobs = ()
+    score: float | None = None
 
     def grow(self, token: int, logprob: float) -> str:
         """Add a token; return the text that is now certain."""
@@ -259,7 +261,7 @@ class HostTree:
             self.branches[ROOT].finish_reason = reason
 
     def nodes(self) -> tuple[TreeNode, ...]:
-        """Return the nodes of the result."""
+        """Return the nodes of the result, drafts left out."""
         return tuple(
             TreeNode(
                 id=branch.id,
@@ -269,6 +271,8 @@ class HostTree:
                 logprobs=tuple(branch.logprobs),
                 finish_reason=branch.finish_reason,
                 top_logprobs=tuple(branch.tops) if self._num_top else (),
+                score=branch.score,
             )
             for branch in self.branches.values()
+            if not branch.draft
         )

@@ -12,7 +12,7 @@ from deft_jax.engine.prefix_cache import CachedNode
 from deft_jax.engine.request import Request
 from deft_jax.results.tree_node import FinishReason
 from deft_jax.strategies.protocol import Planner
-from deft_jax.strategies.traits import runs_at_any_width
+from deft_jax.strategies.traits import may_wait, runs_at_any_width
 
 Place = Literal["prefix", "root", "node"]
 
@@ -67,6 +67,8 @@ class LiveRequest:
         is_duplicate: true if more of its prompt was cached than could be shared.
         root: its root on the device; None before that is known.
         is_preempted: true while its tokens have no KV and it waits for room.
+        is_waiting: true while it waits for scores of its strategy.
+        told: scores that its planner is to be told with the next burst, by node.
         ends_as: why the host ends it; None while it goes on.
         notice: one line about what ended it early.
         pin: keeps its paths once it has ended, if that was asked for.
@@ -91,6 +93,8 @@ class LiveRequest:
     is_duplicate: bool = False
     root: int | None = None
     is_preempted: bool = False
+    is_waiting: bool = False
+    told: dict[int, float] = dataclasses.field(default_factory=dict)
     ends_as: FinishReason | None = None
     notice: str | None = None
     pin: Pin | None = None
@@ -118,7 +122,14 @@ class LiveRequest:
     def decodes(self) -> bool:
         """True if it takes part in decode steps."""
         has_rows = self.request.strategy is not None
-        return has_rows and self.is_fed and not self.is_preempted
+        is_held = self.is_preempted or self.is_waiting
+        return has_rows and self.is_fed and not is_held
+
+    @property
+    def needs_look(self) -> bool:
+        """True if the host must look at a burst of it before it starts the next."""
+        may = self.request.strategy is not None and may_wait(self.planner)
+        return may or self.needs_each_step
 
     @property
     def needs_each_step(self) -> bool:

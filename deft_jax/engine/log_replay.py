@@ -74,6 +74,14 @@ class LogReplay:
         address = self._addresses.get(device_node)
         return None if address is None else address.tree
 
+    def device_nodes(self, tree: HostTree) -> dict[int, int]:
+        """Return the device nodes of a tree by the ids of the result's nodes."""
+        return {
+            address.node: node
+            for node, address in self._addresses.items()
+            if address.tree is tree
+        }
+
     @property
     def has_dropped(self) -> bool:
         """True if `take_dropped` has something to drop."""

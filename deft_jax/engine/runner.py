@@ -28,6 +28,7 @@ from deft_jax.engine.programs import Programs, never_stop
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.edit import edit
 from deft_jax.runtime.forward import Model
+from deft_jax.runtime.node_carry import PlannerState
 from deft_jax.runtime.prefill import prefill
 from deft_jax.runtime.state import (
     NOTHING,
@@ -41,6 +42,7 @@ from deft_jax.runtime.state import (
 from deft_jax.runtime.step import decode
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Planner
+from deft_jax.strategies.traits import may_wait
 
 GPU_OPTIONS = {
     # The loop over steps and all in it is one command buffer (CUDA graph): the host
@@ -96,7 +98,7 @@ class Runner:
         self.ahead = Programs()
         self.should_stop: Callable[[], bool] = never_stop
         self._state: DecodeState | None = None
-        self._planner_states: dict[Planner, Any] = {}
+        self._planner_states: dict[Planner, PlannerState] = {}
         self._made: set[Hashable] = set()
 
     @property
@@ -128,10 +130,11 @@ class Runner:
         assert self.capacity is not None
         # Donated with the state, so that no array may be there twice or be kept.
         self._planner_states[planner] = jax.tree.map(
-            lambda array: jnp.array(array, copy=True), planner.init(self.capacity)
+            lambda array: jnp.array(array, copy=True),
+            PlannerState.create(planner, self.capacity),
         )
 
-    def planner_state(self, planner: Planner) -> Any:
+    def planner_state(self, planner: Planner) -> PlannerState:
         """Return a planner's part of the state, on the device."""
         return self._planner_states[planner]
 
@@ -267,10 +270,13 @@ class Runner:
     ) -> None:
         """Begin to make the decode program of a planner for so many rows."""
         state, planner_state = jax.eval_shape(
-            lambda: (self.create_state(capacity), planner.init(capacity))
+            lambda: (
+                self.create_state(capacity),
+                PlannerState.create(planner, capacity),
+            )
         )
         state = dataclasses.replace(state, planner=planner_state)
-        args = self.model, state, table, no_turn(capacity)
+        args = self.model, state, table, no_turn(capacity, planner)
         static = {"planner": planner, "method": self.method, "width": width}
         key = _program_key(capacity, decode_step_of(planner, width), table)
         self._start(key, decode_program(), args, static)
@@ -340,10 +346,16 @@ def decode_step_of(planner: Planner, width: int) -> Hashable:
     return planner, width
 
 
-def no_turn(capacity: Capacity) -> Turn:
+def no_turn(capacity: Capacity, planner: Planner) -> Turn:
     """Return the turn in which no request decodes, and all stay as they are."""
     none = np.zeros(capacity.requests, bool)
-    return Turn(none, ~none, none, np.int32(0))
+    scores = no_scores(capacity) if may_wait(planner) else None
+    return Turn(none, ~none, none, np.int32(0), scores)
+
+
+def no_scores(capacity: Capacity) -> np.ndarray:
+    """Return `Turn.scores` that tell nothing, [N] float32."""
+    return np.full(capacity.nodes, np.nan, np.float32)
 
 
 def empty_chunk(capacity: Capacity, num_tokens: int) -> Chunk:

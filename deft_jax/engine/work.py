@@ -29,6 +29,7 @@ class Work:
         log: what events are written to.
         short: requests for which pages or nodes were short, the first first.
         is_held: true while no request may start or go on, since one gave way.
+        order: lets something be done between two turns; safe from any thread.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Work:
         self.calls: list[Call] = []
         self.short: list[LiveRequest] = []
         self.is_held = False
+        self.order: Callable[[Callable[[], None]], None] = lambda do: do()
         self._table: RequestTable | None = None
 
     def submit(self, call: Call) -> None:

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
+from deft_jax.runtime.node_carry import PlannerState
 from deft_jax.runtime.state import DecodeState, Turn
 from deft_jax.strategies.protocol import Planner
 from deft_jax.tree.ownership import is_below
 
 
-def clear_strangers(planner: Planner, state: DecodeState, turn: Turn) -> Any:
+def clear_strangers(planner: Planner, state: DecodeState, turn: Turn) -> PlannerState:
     """Return a planner's state without what it holds of requests that are not in turn.
 
     A slot or a node of a request that has ended may be another's by now, of another
@@ -37,7 +38,8 @@ def clear_strangers(planner: Planner, state: DecodeState, turn: Turn) -> Any:
         return _choose(masks[axis], now, first) if axis in masks else now
 
     axes = _axes(planner, capacity)
-    return jax.tree.map(clear, axes, state.planner, planner.init(capacity))
+    first = PlannerState.create(planner, capacity)
+    return jax.tree.map(clear, axes, state.planner, first)
 
 
 def keep_parked(planner: Planner, before: DecodeState, after: Any, turn: Turn) -> Any:
@@ -95,7 +97,7 @@ def _axes(planner: Planner, capacity: Capacity) -> Any:
     def shapes(**changes) -> Any:
         changed = dataclasses.replace(capacity, **changes)
         try:
-            return jax.eval_shape(lambda: planner.init(changed))
+            return jax.eval_shape(lambda: PlannerState.create(planner, changed))
         except DeftError:  # It serves one request alone: there is nothing to keep.
             return None
 

@@ -135,7 +135,8 @@ class DecodeState:
         keep: [N] bool, nodes that the last plan keeps though nothing is below them.
         resting: [N] bool, live nodes that stay until the host drops them, whatever
             requests end: prompts that others may share, and paths of ended requests.
-        planner: the planner's own state.
+        planner: all that is the planner's (`node_carry.PlannerState`); () between
+            bursts.
     """
 
     tree: Tree
@@ -194,12 +195,15 @@ class Turn:
         rests: [R] bool, true for slots whose finished branches, and whose nodes at
             their end, stay as resting nodes instead of being freed.
         max_steps: [] int32, most steps, at most LOG_STEPS.
+        scores: [N] float32, what the host says of nodes, NaN where it says nothing;
+            None for a planner that never waits.
     """
 
     requests: Any
     parked: Any
     rests: Any
     max_steps: Any
+    scores: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -208,7 +212,7 @@ class Report:
     """What a program tells the host; its arrays outlive the state that it came from.
 
     Attributes:
-        numbers: [5 + 5 R + W] int32, the fields of `Numbers`, packed.
+        numbers: [5 + 6 R + W] int32, the fields of `Numbers`, packed.
         log: [S, fields, W] int32, the steps of a burst (`StepLog`); None of others.
         tops: their most likely tokens (`TopLog`); () where no request wants them.
         scores: what a chunk was asked to tell of its tokens; None of others.
@@ -233,6 +237,7 @@ class Numbers(NamedTuple):
         roots: [R], root of each slot, N for free slots.
         feeding: [R], node that each slot's shared prompt is fed to, N for none.
         not_finite: [R], 1 for slots whose numbers were NaN or infinite.
+        waiting: [R], 1 for slots that wait for scores of the host.
         split_off: [R], new nodes of an edit's splits, N for none.
         row_node: [W], node of each row that the program ran, N for idle rows.
     """
@@ -246,6 +251,7 @@ class Numbers(NamedTuple):
     roots: np.ndarray
     feeding: np.ndarray
     not_finite: np.ndarray
+    waiting: np.ndarray
     split_off: np.ndarray
     row_node: np.ndarray
 
@@ -266,6 +272,7 @@ def pack_numbers(
     *,
     steps: jax.Array | int = 0,
     roots_before: jax.Array | None = None,
+    waiting: jax.Array | None = None,
     split_off: jax.Array | None = None,
     row_node: jax.Array | None = None,
 ) -> jax.Array:
@@ -286,6 +293,7 @@ def pack_numbers(
             state.roots,
             state.feeding,
             state.not_finite.astype(jnp.int32),
+            jnp.zeros_like(free) if waiting is None else waiting.astype(jnp.int32),
             free if split_off is None else split_off,
             rows.node if row_node is None else row_node,
         ]

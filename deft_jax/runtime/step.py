@@ -11,6 +11,7 @@ from deft_jax.runtime.apply_plan import apply_plan
 from deft_jax.runtime.attention_method import AttentionMethod
 from deft_jax.runtime.chains import merge_chains
 from deft_jax.runtime.forward import Model, forward
+from deft_jax.runtime.node_carry import grown
 from deft_jax.runtime.parking import clear_strangers, keep_parked
 from deft_jax.runtime.path_tokens import count_generated, count_tokens
 from deft_jax.runtime.plan_limits import within_limits
@@ -28,7 +29,7 @@ from deft_jax.runtime.top_log import TopLog
 from deft_jax.sampling.draw import is_greedy, sample, sample_greedily, top_logprobs
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.protocol import Plan, Planner, View, finish_code
-from deft_jax.strategies.traits import merges_chains, shares_pages
+from deft_jax.strategies.traits import may_wait, merges_chains, shares_pages
 from deft_jax.tree.appending import Slots
 from deft_jax.tree.ownership import is_below, only_below
 from deft_jax.tree.state import NO_NODE, choose
@@ -46,9 +47,9 @@ def decode(
 ) -> tuple[DecodeState, Report]:
     """Decode up to `turn.max_steps` steps without the host.
 
-    The loop stops before that when a request ends (so that the host can fill its rows),
-    or when a plan does not fit the free pages or nodes: then the state is as before
-    that plan but for `tree.overflow`.
+    The loop stops before that when a request ends (so that the host can fill its rows)
+    or waits for the host, or when a plan does not fit the free pages or nodes: then the
+    state is as before that plan but for `tree.overflow`.
 
     Args:
         model: the network.
@@ -66,32 +67,46 @@ def decode(
     size, num_rows = state.tree.num_nodes, width or state.rows.node.shape[0]
     inner, others_keep = _take_turn(state, turn, num_rows)
     planner_state = clear_strangers(planner, state, turn)
+    if may_wait(planner):
+        says_nothing = jnp.isnan(turn.scores)
+        score = jnp.where(says_nothing, planner_state.score, turn.scores)
+        planner_state = planner_state._replace(score=score)
     inner = dataclasses.replace(inner, planner=planner_state)
     roots_before = inner.roots
     num_requests = jnp.sum(roots_before < size)
 
     def goes_on(carry):
-        state, _, step = carry
+        state, _, waiting, step = carry
         same = jnp.sum(state.roots < size) == num_requests
         fits = state.tree.overflow == 0
-        return (num_requests > 0) & same & fits & (step < turn.max_steps)
+        goes_on = (num_requests > 0) & same & fits & (step < turn.max_steps)
+        return goes_on if waiting is None else goes_on & ~jnp.any(waiting)
 
     def run(carry):
-        state, logs, step = carry
-        state, entries = decode_step(model, state, table, turn.rests, planner, method)
+        state, logs, _, step = carry
+        state, entries, waiting = decode_step(
+            model, state, table, turn.rests, planner, method
+        )
         state = dataclasses.replace(state, keep=state.keep | others_keep)
         fits = state.tree.overflow == 0
         logs = jax.tree.map(lambda log, entry: log.at[step].set(entry), logs, entries)
-        return state, logs, step + jnp.where(fits, 1, 0)
+        return state, logs, waiting, step + jnp.where(fits, 1, 0)
 
     log = StepLog.create(LOG_STEPS, num_rows)
     logs = log, TopLog.create(LOG_STEPS, num_rows, table.num_top)
-    inner, logs, steps = lax.while_loop(goes_on, run, (inner, logs, jnp.int32(0)))
+    waiting = jnp.zeros_like(turn.requests) if may_wait(planner) else None
+    inner, logs, waiting, steps = lax.while_loop(
+        goes_on, run, (inner, logs, waiting, jnp.int32(0))
+    )
     planner_state = keep_parked(planner, state, inner.planner, turn)
     state = _hand_over(state, inner, turn)
     state = dataclasses.replace(state, planner=planner_state)
     numbers = pack_numbers(
-        state, steps=steps, roots_before=roots_before, row_node=inner.rows.node
+        state,
+        steps=steps,
+        roots_before=roots_before,
+        waiting=waiting,
+        row_node=inner.rows.node,
     )
     return state, Report(numbers, *logs)
 
@@ -142,11 +157,12 @@ def _hand_over(before: DecodeState, after: DecodeState, turn: Turn) -> DecodeSta
 
 def decode_step(
     model, state, table, rests, planner, method
-) -> tuple[DecodeState, tuple]:
+) -> tuple[DecodeState, tuple, jax.Array | None]:
     """Run one step of `decode`: every row gets a token, and its hidden state.
 
     Returns:
-        The state, and the step's entries of both logs, () for one that is not kept.
+        The state, the step's entries of both logs, () for one that is not kept, and [R]
+        bool, the requests that wait for the host; None for a planner that never waits.
     """
     if merges_chains(planner):
         state = merge_chains(state)
@@ -154,7 +170,8 @@ def decode_step(
     with jax.named_scope("tree_operations"):
         # Planners see nothing of what rests, nor of requests that are not in turn.
         own = dataclasses.replace(view, tree=only_below(state.tree, state.roots))
-        planner_state, plan = planner.plan(state.planner, own)
+        own = state.planner.seen(planner, own)
+        planner_own, plan = planner.plan(state.planner.own, own)
         plan, left_out = within_limits(plan, view, planner.draft_depth)
         plan, not_finite = _end_not_finite(state, view, plan)
         state, slots, roots = apply_plan(
@@ -164,8 +181,11 @@ def decode_step(
             rests & ~not_finite,
             shares_pages(planner),
         )
+        fits = state.tree.overflow == 0
+        planner_state = grown(
+            own, plan, view.tree, slots.node, planner_own, planner.draft_depth
+        )
         tree = state.tree
-        fits = tree.overflow == 0
     hidden, pool, grouping = forward(
         model, tree, state.pool, slots, plan.token, method, state.rows.node
     )
@@ -186,7 +206,18 @@ def decode_step(
         planner=choose(fits, planner_state, state.planner),
     )
     tops = _pack_tops(state, view.logits, table.num_top)
-    return after, (_pack_log(plan, left_out, slots, grouping), tops)
+    entries = _pack_log(plan, left_out, slots, grouping), tops
+    return after, entries, _waiting(planner, plan, after, fits)
+
+
+def _waiting(
+    planner: Planner, plan: Plan, after: DecodeState, fits: jax.Array
+) -> jax.Array | None:
+    """Return [R] bool, requests that wait for the host; None if none ever does."""
+    if not may_wait(planner):
+        return None
+    runs = fits & (after.roots < after.tree.num_nodes)
+    return runs & (False if plan.wait is None else plan.wait)
 
 
 def _end_not_finite(

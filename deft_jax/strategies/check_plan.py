@@ -4,9 +4,11 @@ The decode loop checks nothing that would cost time: a row that asks for the imp
 is idle there, and one that asks for the wrong thing gives wrong text.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deft_jax.errors import DeftError
@@ -44,15 +46,37 @@ def check_shapes(view: View, plan: Plan) -> None:
     Raises:
         DeftError: an array is not what `Plan` says.
     """
-    expected = jax.eval_shape(Plan.continue_all, view)
-    for name, right in vars(expected).items():
+    expected = vars(jax.eval_shape(_all_given, view))
+    if plan.wait is not None and view.score is None:
+        raise DeftError(
+            "the plan's wait must be None, since the planner's may_wait is not true"
+        )
+    for name, right in expected.items():
         got = getattr(plan, name)
-        got = got if hasattr(got, "shape") else np.asarray(got)
-        if (got.shape, got.dtype) != (right.shape, right.dtype):
+        if got is None and name in ("carry", "wait"):
+            continue
+        places, structure = jax.tree.flatten_with_path(right)
+        if jax.tree.structure(got) != structure:
             raise DeftError(
-                f"the plan's {name} must be {right.dtype}{list(right.shape)}, "
-                f"got {got.dtype}{list(got.shape)}"
+                f"the plan's {name} must be {structure}, got {jax.tree.structure(got)}"
             )
+        for (path, one), other in zip(places, jax.tree.leaves(got), strict=True):
+            other = other if hasattr(other, "shape") else np.asarray(other)
+            if (other.shape, other.dtype) != (one.shape, one.dtype):
+                raise DeftError(
+                    f"the plan's {name}{jax.tree_util.keystr(path)} must be "
+                    f"{one.dtype}{list(one.shape)}, got {other.dtype}"
+                    f"{list(other.shape)}"
+                )
+
+
+def _all_given(view: View) -> Plan:
+    """Return a plan in which every field is given."""
+    return dataclasses.replace(
+        Plan.continue_all(view),
+        carry=jax.tree.map(lambda x: x[view.node], view.carry),
+        wait=jnp.zeros(view.roots.shape, bool),
+    )
 
 
 def find_problems(view: View, plan: Plan, draft_depth: int) -> Iterator[str]:

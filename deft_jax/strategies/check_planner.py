@@ -11,6 +11,7 @@ from deft_jax.errors import DeftError
 from deft_jax.sampling.params import SamplingRows
 from deft_jax.sampling.request_table import RequestTable
 from deft_jax.strategies.check_plan import check_shapes
+from deft_jax.strategies.node_values import first_carry, first_score
 from deft_jax.strategies.protocol import Planner, View
 from deft_jax.tree.state import Tree
 
@@ -41,7 +42,7 @@ def check_planner(planner: Planner, capacity: Capacity, vocab_size: int = 256) -
     except TypeError as error:
         raise DeftError(f"a planner must be hashable, but {error}") from None
     state, view = jax.eval_shape(
-        lambda: (planner.init(capacity), _view(capacity, vocab_size))
+        lambda: (planner.init(capacity), _view(planner, capacity, vocab_size))
     )
     traced = jax.make_jaxpr(planner.plan, return_shape=True)
     jaxpr, (after, plan) = traced(state, view)
@@ -59,7 +60,7 @@ def check_planner(planner: Planner, capacity: Capacity, vocab_size: int = 256) -
             )
 
 
-def _view(capacity: Capacity, vocab_size: int) -> View:
+def _view(planner: Planner, capacity: Capacity, vocab_size: int) -> View:
     """Return a view with the shapes of an engine's, in which all rows are idle."""
     rows, requests = capacity.rows, capacity.requests
     return View(
@@ -78,6 +79,8 @@ def _view(capacity: Capacity, vocab_size: int) -> View:
         logprob=jnp.zeros(rows, jnp.float32),
         finish=jnp.zeros(rows, jnp.int32),
         roots=jnp.full(requests, capacity.nodes, jnp.int32),
+        carry=first_carry(planner, capacity.nodes),
+        score=first_score(planner, capacity.nodes),
     )
 
 

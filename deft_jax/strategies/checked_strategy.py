@@ -10,7 +10,13 @@ from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.strategies.check_plan import check_shapes, find_problems
 from deft_jax.strategies.protocol import Plan, Planner, Strategy, View
-from deft_jax.strategies.traits import footprint_of, merges_chains, shares_pages
+from deft_jax.strategies.traits import (
+    footprint_of,
+    may_wait,
+    merges_chains,
+    node_carry,
+    shares_pages,
+)
 
 
 def checked(strategy: Strategy) -> Strategy:
@@ -47,6 +53,10 @@ class _CheckedStrategy:
     def pages(self, limit: int, page_size: int) -> int:
         """Return the strategy's pages, or those derived from its nodes."""
         return footprint_of(self._strategy).pages(limit, page_size)
+
+    def evaluate(self, tree: Any) -> Any:
+        """Return the scores that the strategy gives nodes while a request waits."""
+        return self._strategy.evaluate(tree)
 
     def conclude(self, tree: Any) -> Any:
         """Return what the strategy concludes.
@@ -85,6 +95,16 @@ class _CheckedPlanner:
     def shares_pages(self) -> bool:
         """Whether the planner's children share pages."""
         return shares_pages(self._planner)
+
+    @property
+    def node_carry(self) -> Any:
+        """What nodes carry at first."""
+        return node_carry(self._planner)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the planner's requests may wait for the host."""
+        return may_wait(self._planner)
 
     def init(self, capacity: Capacity) -> Any:
         """Return the planner's first state; what was wrong before is forgotten."""

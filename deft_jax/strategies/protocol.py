@@ -80,6 +80,11 @@ class View:
         finish: [B] int32, finish code of each row if it takes its sampled token.
         roots: [R] int32, root of each request slot, N for free slots. It need not be a
             root of the forest: a request may start below a node of others.
+        carry: what the planner lets nodes carry, each array [N, ...]; see
+            `traits.node_carry`. () for a planner that has none.
+        score: [N] float32, what the host has said of each node when the request waited
+            for it (`Plan.wait`), NaN where it has said nothing; None for a planner that
+            never waits.
     """
 
     tree: Tree
@@ -93,6 +98,8 @@ class View:
     logprob: jax.Array
     finish: jax.Array
     roots: jax.Array
+    carry: Any = ()
+    score: jax.Array | None = None
 
     @property
     def is_live(self) -> jax.Array:
@@ -142,6 +149,11 @@ class Plan:
             goes on from the largest so far, in the order of the rows.
         generated: [B] int32, tokens on the row's path with this one.
         stop: [R] bool, requests that end now; their rows record their tokens.
+        carry: what the node of each row carries from now on, each array [B, ...]; None
+            lets it carry what the node did that the row continues.
+        wait: [R] bool, requests that do not go on before the host has told them scores,
+            with the tokens of this plan; None for none. Only for a planner that
+            `traits.may_wait` knows.
     """
 
     accept: jax.Array
@@ -158,6 +170,8 @@ class Plan:
     child: jax.Array
     generated: jax.Array
     stop: jax.Array
+    carry: Any = None
+    wait: jax.Array | None = None
 
     @classmethod
     def continue_all(cls, view: View) -> "Plan":
@@ -237,7 +251,7 @@ class Planner(Protocol):
     0.11.2): write `lambda x: x.step < x.limit`, not `lambda x: x.goes_on`.
     `check_planner` finds such loops, and `checked` plans that make no sense.
 
-    A planner may also have `shares_pages` and `merges_chains`; see
+    What else a planner may have, values that nodes carry among it, is said in
     `deft_jax.strategies.traits`.
 
     Attributes:
@@ -266,7 +280,8 @@ class Planner(Protocol):
 class Strategy(Protocol):
     """A way to grow trees.
 
-    A strategy may also have a method `pages`; see `deft_jax.strategies.traits`.
+    A strategy may also have the methods `pages` and `evaluate`; see
+    `deft_jax.strategies.traits`.
 
     Attributes:
         rows: query rows that one request needs in a step.

@@ -69,3 +69,26 @@ def leaves_paths(planner: Any) -> bool:
     the planner does not count on the nodes of finished branches being free again.
     """
     return bool(getattr(planner, "leaves_paths", False))
+
+
+def node_carry(planner: Any) -> Any:
+    """Return the planner's `node_carry`, () if it has none.
+
+    It is a pytree of what each node carries at first, a number or an array: the state
+    of an automaton, a sum of scores. The root of a request carries that; a child starts
+    with what its parent carries, and a node keeps what it has until a plan changes it
+    (`Plan.carry`). A trunk takes over what the tip of the drafts that it accepts does.
+    """
+    return getattr(planner, "node_carry", ())
+
+
+def may_wait(planner: Any) -> bool:
+    """Return the planner's `may_wait`, false if it has none.
+
+    If true, its plans may let requests wait (`Plan.wait`) for scores of their nodes.
+    The strategy then has a method `evaluate(tree)`, which is given the request's
+    `GenerationTree` as far as it has grown and returns a score for any of its nodes, by
+    their ids. It is called on a thread of its own, while other requests go on; the
+    planner finds the scores in `View.score`, and the result has them.
+    """
+    return bool(getattr(planner, "may_wait", False))

@@ -88,7 +88,9 @@ def test_the_estimate_holds_what_the_compiler_counts(changes):
     capacity = dataclasses.replace(SMALL, **changes)
     runner = Runner(tiny_model(), TreeMethod())
     runner.prepare(capacity)
-    args = runner.model, runner.state
+    runner.start_planner(ContinueAll())
+    planner_state = runner.planner_state(ContinueAll())
+    args = runner.model, dataclasses.replace(runner.state, planner=planner_state)
     free = [None] * (capacity.requests - 1)
     programs = [
         run_prefill.lower(
@@ -97,7 +99,7 @@ def test_the_estimate_holds_what_the_compiler_counts(changes):
         run_decode.lower(
             *args,
             make_request_table([SHORT, *free], [6, *free], EOS),
-            no_turn(capacity),
+            no_turn(capacity, ContinueAll()),
             planner=ContinueAll(),
             method=runner.method,
         ),

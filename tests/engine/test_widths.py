@@ -127,5 +127,6 @@ def test_few_new_tokens_are_fed_in_a_short_chunk(engine: WatchedEngine):
         text = f"{prompt} {number}"
         (tree,) = engine.generate(text, sampling=greedy)
         assert tree.best().tokens == decode_alone(text, greedy).tokens
-    # The first of them ran in the wide chunk, behind which the short one was made.
+        # The first ran in the wide chunk, behind which the short one was made.
+        wait([*engine.runner.ahead._programs.values()])
     assert engine.runner.chunks[16] >= 1 and engine.runner.chunks[32] >= 2

@@ -28,7 +28,7 @@ def arguments(sampling):
     state = dataclasses.replace(runner.state, planner=runner.planner_state(planner))
     free = CAPACITY.requests - 1
     table = make_request_table([sampling, *[None] * free], [9, *[None] * free], EOS)
-    return runner.model, state, table, no_turn(CAPACITY)
+    return runner.model, state, table, no_turn(CAPACITY, planner)
 
 
 def step(*args):

@@ -134,7 +134,9 @@ def test_random_growth_loses_no_node_that_rests():
     trees = tiny_engine().generate(PROMPTS, GROWTH, Sampling(max_new_tokens=10))
     assert all(len(tree.nodes) > 20 for tree in trees)
     assert max(len(node.tokens) for tree in trees for node in tree.nodes[1:]) > 2
-    assert int(tiny_engine().runner.planner_state(GROWTH.planner)["lost"]) == 0
+    state = tiny_engine().runner.planner_state(GROWTH.planner).own
+    assert int(state["lost"]) == 0
+    assert int(state["wrong"]) == 0
 
 
 @pytest.mark.parametrize("stop", [(), ("aa", "8I", "YI", "be")])

@@ -15,17 +15,21 @@ from examples.best_first import BestFirst
 class RandomGrowth(BestFirst):
     """Takes random offers, in place where it may, and prunes random subtrees.
 
+    Nodes carry how many tokens were generated down to them.
+
     Attributes:
         steps: after which a request ends.
     """
 
     steps: int
+    node_carry: int = 0
 
     def init(self, capacity: Capacity):
         """Return more state than that of a search.
 
         It holds, per node, whether it ever branched and whether the last plan kept it;
-        the age of each request; and a count of kept nodes that were gone.
+        the age of each request; and counts of kept nodes that were gone and of rows
+        whose node carried a wrong number.
         """
         no = jnp.zeros(capacity.nodes, bool)
         return super().init(capacity) | {
@@ -34,6 +38,7 @@ class RandomGrowth(BestFirst):
             "age": jnp.zeros(capacity.requests, jnp.int32),
             "clock": jnp.int32(0),
             "lost": jnp.int32(0),
+            "wrong": jnp.int32(0),
         }
 
     def plan(self, state, view: View):
@@ -52,7 +57,12 @@ class RandomGrowth(BestFirst):
             prune=_victims(keys[2], view.tree, plan),
             stop=state["age"] >= self.steps,
         )
-        plan = dataclasses.replace(plan, keep=self._keep(state, view.tree, plan))
+        carry = view.carry[jnp.maximum(plan.source, 0)] + 1
+        wrong = jnp.sum(_is_used(plan) & (carry != plan.generated), dtype=jnp.int32)
+        state = state | {"wrong": state["wrong"] + wrong}
+        plan = dataclasses.replace(
+            plan, keep=self._keep(state, view.tree, plan), carry=carry
+        )
         return self._note_branches(state, view.tree, plan), plan
 
     def _age(self, state, view: View):
