@@ -3,6 +3,8 @@
 import time
 from collections import deque
 
+import jax
+
 from deft_jax.engine.admission import Admission, ChooseCapacity
 from deft_jax.engine.bursts import Burst, Decoder
 from deft_jax.engine.call import Ended
@@ -134,6 +136,8 @@ class DecodeLoop:
         """Look at the oldest programs under way until so many are left."""
         while len(self._flight) > left:
             item = self._flight.popleft()
+            # All arrays of the report at once: each wait for the device costs time.
+            item = item._replace(report=jax.device_get(item.report))
             numbers = self.work.forest.note(item.report)
             now = time.perf_counter()
             took, self._looked_at = now - max(item.begin, self._looked_at), now
@@ -170,7 +174,8 @@ class DecodeLoop:
         self._flight.clear()
         for live in work.clear():
             live.tree.fail("interrupted")
-            work.end(live.call, Ended(live.request.index, live.tree))
+            ended = Ended(live.request.index, live.tree, ends_as="interrupted")
+            work.end(live.call, ended)
 
     # Between bursts.
 

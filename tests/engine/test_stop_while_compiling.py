@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -71,6 +72,26 @@ def test_a_stop_ends_the_call_and_spoils_nothing(monkeypatch, gate, index, step)
         assert tree.best().tokens == decode_alone(prompt, GREEDY).tokens
     again = engine.generate(prompts, BestOfN(2), GREEDY, should_stop=lambda: False)
     assert len(again[0].leaves()) == 2
+
+
+def test_a_reading_that_is_cancelled_while_its_program_is_made_has_no_result(
+    monkeypatch, gate
+):
+    hold(monkeypatch, gate, 0)
+    waits, get = threading.Event(), Programs.get
+
+    def note(self, key, *args):
+        waits.set()
+        return get(self, key, *args)
+
+    monkeypatch.setattr(Programs, "get", note)
+    engine = Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY)
+    engine.compile_ahead("Hello", BestOfN(2), GREEDY)
+    handle = engine.read("Hello")
+    assert waits.wait(60)
+    handle.cancel()
+    with pytest.raises(CancelledError):
+        handle.result(60)
 
 
 def test_a_program_is_asked_for_until_it_is_made_or_no_longer_wanted(gate):
