@@ -124,9 +124,10 @@ class Admission:
         tree = self.work.new_tree(request)
         if request.strategy is not None:
             planner = request.strategy.planner
-            others = self.work.forest.lives.values()
-            if planner not in [one.planner for one in others if one.request.strategy]:
-                self.work.runner.start_planner(planner)
+            lives = self.work.forest.lives.values()
+            others = {one.planner for one in lives if one.request.strategy}
+            if planner not in others:
+                self.work.runner.start_planner(planner, others)
         slot, rows = self.work.forest.seats.take(request.rows)
         live = LiveRequest(request, waiting.call, slot, rows, tree, self._num_started)
         self._num_started += 1

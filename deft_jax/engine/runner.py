@@ -1,7 +1,7 @@
 """The decode state and the compiled programs that change it."""
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any
 
@@ -125,9 +125,16 @@ class Runner:
             self.check(capacity)
             self._state = self.create_state(capacity)
 
-    def start_planner(self, planner: Planner) -> None:
-        """Make a planner's part of the state new."""
+    def start_planner(self, planner: Planner, others: Iterable[Planner] = ()) -> None:
+        """Make a planner's part of the state new.
+
+        Args:
+            planner: what decides on the device.
+            others: planners that have requests; the parts of all others are dropped.
+        """
         assert self.capacity is not None
+        states = self._planner_states
+        self._planner_states = {other: states[other] for other in others}
         # Donated with the state, so that no array may be there twice or be kept.
         self._planner_states[planner] = jax.tree.map(
             lambda array: jnp.array(array, copy=True),

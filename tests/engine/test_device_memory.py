@@ -79,8 +79,7 @@ def test_the_pool_is_counted_to_the_byte(dtype):
     "changes",
     [
         {"rows": 512, "nodes": 1024},
-        {"pages": 4096, "rows": 128, "nodes": 256},
-        {"pages": 4096, "chunk": 256},
+        {"pages": 4096, "rows": 128, "nodes": 256, "chunk": 256},
     ],
 )
 def test_the_estimate_holds_what_the_compiler_counts(changes):

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from deft_jax.engine import kept_programs
 from deft_jax.engine.engine import Engine
-from deft_jax.engine.kept_programs import kept_path
+from deft_jax.engine.kept_programs import compile_to_keep, kept_path, read_program
 from deft_jax.errors import CapacityError
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN, ContinueAll
@@ -87,14 +88,32 @@ def test_a_program_that_was_kept_gives_the_same_tokens(kept: Kept, monkeypatch):
     assert generate("other") == decode_alone("other", GREEDY).tokens
 
 
-@pytest.mark.parametrize("damage", [lambda kept: kept[:-9], lambda kept: b"", None])
-def test_a_damaged_file_is_compiled_anew(kept: Kept, monkeypatch, damage):
-    for path in kept.folder.iterdir():
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(damage(bytes(content)) if damage else bytes(content))
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return bytes([*content[:middle], content[middle] ^ 1, *content[middle + 1 :]])
+
+
+def test_a_damaged_file_is_compiled_anew(kept: Kept, monkeypatch):
+    (decode,), (prefill,) = map(kept.folder.glob, ("*decode*", "*prefill*"))
+    decode.write_bytes(flipped(decode.read_bytes()))
+    prefill.write_bytes(prefill.read_bytes()[:-9])
     assert generate() == kept.tokens
     assert_all_are_read(kept.folder, monkeypatch, kept.tokens)
+
+
+def test_what_is_damaged_is_no_program(tmp_path: Path):
+    """A small one: what is read of a file does not depend on what it computes."""
+    path, argument = tmp_path / "kept", (jnp.arange(3.0),)
+    lowered = jax.jit(lambda x: x + 1).lower(*argument)
+    program = compile_to_keep(lowered, path, argument, 0)
+    expected, content = program(*argument), path.read_bytes()
+    read = read_program(path, argument, 0)
+    assert read is not None and (read(*argument) == expected).all()
+    for damaged in (flipped(content), content[:-9], b""):
+        path.write_bytes(damaged)
+        assert read_program(path, argument, 0) is None
+    path.unlink()
+    assert read_program(path, argument, 0) is None
 
 
 def assert_all_are_read(folder: Path, monkeypatch, expected: tuple[int, ...]) -> None:
@@ -124,13 +143,13 @@ def cache_of_jax(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cache_of_jax")
-@pytest.mark.parametrize("mend", [Path.unlink, lambda path: path.write_bytes(b"")])
 def test_a_file_is_written_anew_though_jax_has_kept_its_program(
-    folder: Path, monkeypatch, mend
+    folder: Path, monkeypatch
 ):
     expected = generate()
-    for path in folder.glob("deft-jax-*"):
-        mend(path)
+    first, second = folder.glob("deft-jax-*")
+    first.unlink()
+    second.write_bytes(b"")
     assert generate() == expected
     assert_all_are_read(folder, monkeypatch, expected)
 

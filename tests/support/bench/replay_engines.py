@@ -98,6 +98,8 @@ class WatchedRunner(Runner):
         packed = np.asarray(report.numbers)
         steps = Numbers.unpack(packed, len(turn.requests)).steps
         log = StepLog.unpack(np.asarray(report.log)[:steps])
-        state, planner_state = jax.device_get((self.state, self.planner_state(planner)))
+        state, planner_state = jax.device_get(
+            (self.state, self.planner_state(planner).own)
+        )
         self.bursts.append(WatchedBurst(state, planner_state, steps, log))
         return report
