@@ -268,7 +268,7 @@ def test_prompts_take_turns(told):
     texts = [tree.nodes[1].tokens for tree in trees]
     assert texts[0] == texts[2] == told[RANKED.name].branch != texts[1]
     assert len(texts[1]) == sum(ACCEPTS)
-    planner_state = engine.runner.planner_state(strategy.planner)
+    planner_state = engine.runner.planner_state(strategy.planner).own
     assert planner_state.agreed == told[RANKED.name].bursts[-1].planner.agreed
 
 
