@@ -50,6 +50,18 @@ def build_parser() -> CommandParser:
         " SIGHUP.",
     )
     commands.add_parser(
+        "chat",
+        add_options=_add_chat,
+        help="talk with a model; what was said is not read again",
+        description="Talk with a model. Keys and values of the conversation are kept,"
+        " so that each turn reads only what is new. /help lists the commands of the"
+        " chat.",
+        epilog="Without a terminal, turns are read from standard input line by line."
+        " Ctrl-C stops an answer, Ctrl-D ends. A line that ends with a backslash goes"
+        " on in the next one; lines between two lines of triple quotation marks are"
+        " one message.",
+    )
+    commands.add_parser(
         "info",
         add_options=_add_info,
         help="show devices, backends and what a model needs",
@@ -85,6 +97,13 @@ class _Version(argparse.Action):
 
         print(f"deft-jax {version('deft-jax')}")
         parser.exit()
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    # The other commands need not wait for it.
+    from deft_jax.cli.chat_arguments import add_chat
+
+    add_chat(parser)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from deft_jax.capacity import DEFAULT_PAGE_SIZE
-from deft_jax.cli.converters import integer, non_empty
+from deft_jax.cli.converters import assignment, integer, non_empty
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -51,4 +51,30 @@ def add_page_size(group: argparse._ActionsContainer) -> None:
         default=DEFAULT_PAGE_SIZE,
         metavar="TOKENS",
         help="tokens per KV page (default: %(default)s)",
+    )
+
+
+def add_optional_page_size(group: argparse._ActionsContainer) -> None:
+    """Add the page size, None if it is not given."""
+    group.add_argument(
+        "--page-size",
+        type=integer(1),
+        metavar="TOKENS",
+        help=f"tokens per KV page (default: {DEFAULT_PAGE_SIZE})",
+    )
+
+
+def add_template_options(group: argparse._ActionsContainer) -> None:
+    """Add what a chat template is given beside the messages of the conversation."""
+    group.add_argument(
+        "--system", metavar="TEXT", help="system message of the chat template"
+    )
+    group.add_argument(
+        "--template-arg",
+        action="append",
+        type=assignment,
+        default=[],
+        metavar="KEY=VALUE",
+        help="a variable of the chat template, such as enable_thinking=false; the"
+        " value is JSON, or else text; may be repeated",
     )

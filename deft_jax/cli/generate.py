@@ -9,29 +9,16 @@ from typing import Any
 
 import deft_jax
 from deft_jax.cli.interrupt import Interrupt, exit_code
+from deft_jax.cli.opening import open_chosen
 from deft_jax.cli.outcome_file import check_writable, write_outcome
 from deft_jax.cli.prompts import encode_prompts, read_prompts, read_tools
+from deft_jax.cli.sampling_options import sampling_of
 from deft_jax.cli.strategies import STRATEGIES
 from deft_jax.cli.view import View, write_progress
 from deft_jax.errors import CapacityError, DeftError
 
 NOT_FINITE = 1
 """Exit code if numbers of the model were not finite."""
-
-_SAMPLING_OPTIONS = (
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "stop",
-    "stop_token_ids",
-    "logprobs",
-)
 
 
 def generate(options: argparse.Namespace) -> int:
@@ -42,6 +29,11 @@ def generate(options: argparse.Namespace) -> int:
         OSError: a file cannot be read, or the outcome not be written.
     """
     _check_options(options)
+    if options.input is not None or options.jsonl:
+        from deft_jax.cli.batch import generate_lines
+
+        options.json |= options.jsonl
+        return generate_lines(options)
     prompts = read_prompts(options)
     tools = read_tools(options)
     with Interrupt() as interrupt:
@@ -49,10 +41,10 @@ def generate(options: argparse.Namespace) -> int:
         interrupt.on_abort = view.restore_terminal
         with view:
             sampling, strategy = (
-                _sampling(options),
+                sampling_of(options),
                 STRATEGIES[options.strategy](options),
             )
-            opened = _open(options)
+            opened = open_chosen(options)
             encoded = encode_prompts(options, prompts, tools, opened.tokenizer)
             capacity = _capacity(options, encoded, opened, strategy)
             if options.max_context is not None:
@@ -123,7 +115,7 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.answer_pattern is not None and options.strategy != "self-consistency":
         raise DeftError("--answer-pattern needs --strategy self-consistency")
     for name in ("system", "template_arg", "tools"):
-        if getattr(options, name) and not options.chat:
+        if getattr(options, name) and not options.chat and options.input is None:
             flag = "--" + name.replace("_", "-")
             raise DeftError(f"{flag} needs --chat, which applies the chat template")
     if options.special and options.chat:
@@ -131,7 +123,7 @@ def _check_options(options: argparse.Namespace) -> None:
             "--special is for prompts that are already formatted, --chat formats them;"
             " give one of the two"
         )
-    if options.logprobs and not options.json:
+    if options.logprobs and not (options.json or options.jsonl):
         raise DeftError("--logprobs needs --json, which writes them")
     if options.output is not None:
         check_writable(options.output)
@@ -141,43 +133,6 @@ def _check_options(options: argparse.Namespace) -> None:
             f"{cause} takes the likeliest token everywhere, so that the {options.n}"
             " branches of a prompt are equal; sample, or give --n 1"
         )
-
-
-def _sampling(options: argparse.Namespace) -> "deft_jax.Sampling":
-    values = {name: getattr(options, name) for name in _SAMPLING_OPTIONS}
-    return deft_jax.Sampling(**values)
-
-
-def _open(options: argparse.Namespace) -> Any:
-    """Open the model and read its tokenizer, but no weights.
-
-    Returns:
-        An `OpenedModel` of `deft_jax.models.load`; importing its class imports JAX.
-    """
-    from deft_jax.cli.device import (
-        check_arrays,
-        check_implementation,
-        default_dtype,
-        start_backend,
-    )
-    from deft_jax.engine.compilation_cache import enable_compilation_cache
-
-    backend = start_backend()
-    check_implementation(options.implementation)
-    enable_compilation_cache()
-    dtype = options.dtype or default_dtype()
-    if backend == "cpu" and dtype != "float32":
-        write_progress(
-            f"{dtype} on a CPU is slower than float32 for few branches, and takes more"
-            " memory at its peak; --dtype float32 is the default here"
-        )
-    from deft_jax.capacity import DEFAULT_PAGE_SIZE
-    from deft_jax.models.load import open_model
-
-    opened = open_model(options.model, dtype=dtype)
-    page_size = options.page_size or DEFAULT_PAGE_SIZE
-    check_arrays(options.implementation, opened.config, opened.dtype, page_size)
-    return opened
 
 
 def _capacity(
@@ -191,7 +146,7 @@ def _capacity(
     Args:
         options: what the command line asks for.
         encoded: the prompts, as text or as tokens.
-        opened: the `OpenedModel` that `_open` returns.
+        opened: the `OpenedModel` that `open_chosen` returns.
         strategy: decides about the branches.
     """
     if options.max_context is None and options.page_size is None:

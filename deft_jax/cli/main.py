@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(arguments: Sequence[str] | None) -> int:
     """Run the command line with errors as one line and an exit code."""
     # Imported here, so that Ctrl-C is caught meanwhile.
+    from deft_jax.cli.error_text import error_text
     from deft_jax.errors import DeftError
 
     is_closed = _open_streams()
@@ -60,7 +61,7 @@ def _guarded(arguments: Sequence[str] | None) -> int:
         _discard_output()
         return _BROKEN_PIPE
     except (DeftError, OSError) as error:
-        return _fail(_message(error))
+        return _fail(error_text(error))
     except (RuntimeError, MemoryError) as error:
         from deft_jax.engine.device_memory import is_out_of_memory
 
@@ -68,7 +69,7 @@ def _guarded(arguments: Sequence[str] | None) -> int:
             raise
         return _fail(
             "the device is out of memory; use fewer branches (--n), a smaller"
-            f" --max-context or --dtype bfloat16: {_message(error)}"
+            f" --max-context or --dtype bfloat16: {error_text(error)}"
         )
 
 
@@ -83,6 +84,10 @@ def _run(arguments: Sequence[str] | None, is_closed: bool) -> int:
     # Wrong arguments need not wait for the imports of the commands.
     if options.command == "generate":
         from deft_jax.cli.generate import generate as command
+
+        return command(options)
+    if options.command == "chat":
+        from deft_jax.cli.chat import chat as command
 
         return command(options)
     with Interrupt():  # An import may swallow KeyboardInterrupt.
@@ -127,13 +132,6 @@ def _send_to_nowhere(number: int) -> None:
 def _discard_output() -> None:
     """Drop what cannot be written: Python tries once more at exit, and would fail."""
     _send_to_nowhere(sys.stdout.fileno())
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        name = "" if error.filename is None else f"{error.filename}: "
-        return name + error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import deft_jax
-from deft_jax.cli.view import outcome_document, outcome_lines
+from deft_jax.cli.view import EXCERPT_CELLS, outcome_document, outcome_lines
 from deft_jax.errors import DeftError
 from deft_jax.results.render import plain
 
@@ -28,6 +28,20 @@ def check_writable(path: str) -> None:
         raise DeftError(f"--output {path}: no permission to write there")
 
 
+def text_of(
+    trees: "Sequence[deft_jax.GenerationTree]", prompts: Sequence[str], full: bool
+) -> str:
+    """Return trees as plain text.
+
+    Args:
+        trees: one per prompt.
+        prompts: what the user asked.
+        full: show the whole text of every branch.
+    """
+    max_text = None if full else EXCERPT_CELLS
+    return "\n".join(map(plain, outcome_lines(trees, prompts, _WIDTH, max_text)))
+
+
 def write_outcome(
     path: str,
     as_json: bool,
@@ -43,7 +57,7 @@ def write_outcome(
     if as_json:
         content = outcome_document(trees, settings)
     else:
-        content = "\n".join(map(plain, outcome_lines(trees, prompts, _WIDTH, None)))
+        content = text_of(trees, prompts, full=True)
     try:
         Path(path).write_text(content + "\n", "utf-8", errors="backslashreplace")
     except OSError as error:

@@ -69,19 +69,38 @@ def encode_prompts(
         tools: what the chat template offers to the model.
         tokenizer: a `deft_jax.models.tokenizers.tokenizer.Tokenizer`.
     """
-    if options.special:
-        return [tokenizer.encode(prompt, parse_special=True) for prompt in prompts]
-    if not options.chat:
-        return list(prompts)
-    system = [{"role": "system", "content": options.system}] if options.system else []
+    template_args = dict(options.template_arg)
     return [
-        tokenizer.encode_chat(
-            [*system, {"role": "user", "content": prompt}],
-            tools=tools,
-            template_args=dict(options.template_arg),
-        )
+        encode_prompt(options, prompt, tools, template_args, tokenizer)
         for prompt in prompts
     ]
+
+
+def encode_prompt(
+    options: argparse.Namespace,
+    prompt: str,
+    tools: list[dict[str, Any]] | None,
+    template_args: dict[str, Any],
+    tokenizer: Any,
+) -> Any:
+    """Return one prompt as the engine takes it: text or token ids."""
+    if options.special:
+        return tokenizer.encode(prompt, parse_special=True)
+    if not options.chat:
+        return prompt
+    system = [{"role": "system", "content": options.system}] if options.system else []
+    messages = [*system, {"role": "user", "content": prompt}]
+    return encode_messages(messages, tools, template_args, tokenizer)
+
+
+def encode_messages(
+    messages: Sequence[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    template_args: dict[str, Any],
+    tokenizer: Any,
+) -> list[int]:
+    """Return the token ids that the chat template makes of a conversation."""
+    return tokenizer.encode_chat(messages, tools=tools, template_args=template_args)
 
 
 def _read_standard_input() -> bytes:

@@ -10,8 +10,9 @@ from deft_jax.attention.backend import IMPLEMENTATIONS
 from deft_jax.capacity import DEFAULT_PAGE_SIZE, Capacity
 from deft_jax.cli.arguments import build_parser
 from deft_jax.cli.device_options import DEFAULT_MODEL
-from deft_jax.cli.generate import _capacity, _check_options, _sampling
+from deft_jax.cli.generate import _capacity, _check_options
 from deft_jax.cli.generate_arguments import add_generate
+from deft_jax.cli.sampling_options import sampling_of
 from deft_jax.cli.strategies import STRATEGIES
 from deft_jax.errors import CapacityError, DeftError
 from deft_jax.models.checkpoints import checkpoint
@@ -29,7 +30,7 @@ class WordTokenizer:
 
 
 def test_defaults_are_those_of_the_library():
-    assert _sampling(parse()) == Sampling()
+    assert sampling_of(parse()) == Sampling()
     assert DEFAULT_MODEL == checkpoint.DEFAULT_MODEL
 
 
@@ -46,7 +47,7 @@ def test_options_reach_the_sampling():
         *("--seed", "3", "--stop", "a", "--stop", "b"),
         *("--stop-token-id", "7", "--stop-token-id", "0", "--logprobs", "20"),
     )
-    assert _sampling(options) == Sampling(
+    assert sampling_of(options) == Sampling(
         max_new_tokens=7,
         temperature=0.0,
         top_k=5,

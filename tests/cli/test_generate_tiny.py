@@ -74,7 +74,7 @@ def broken_model(monkeypatch) -> None:
     network = copy_of_tiny_model()
     assert network.embedding is not None
     network.embedding[...] = network.embedding[...].at[BROKEN].set(math.nan)
-    monkeypatch.setattr(generate, "_open", lambda options: Opened(network))
+    monkeypatch.setattr(generate, "open_chosen", lambda options: Opened(network))
 
 
 @pytest.mark.usefixtures("broken_model")
