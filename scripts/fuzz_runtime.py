@@ -4,7 +4,8 @@
 
 Prompts share beginnings through the cache, which is split and evicted; the pool is so
 small that requests are preempted; clients on several threads submit, cancel, read and
-listen. Ends with the first result that is wrong, or with counts of what was done.
+listen, and another runs programs over branches. Some requests wait for scores of the
+host. Ends with the first result that is wrong, or with counts of what was done.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from deft_jax.sampling.noise import ROOT_KEY
 from deft_jax.sampling.params import Sampling
 from deft_jax.strategies.parallel import BestOfN
 from examples.beam_search import BeamSearch
+from tests.support.random_programs import run_program
+from tests.support.strategies.host_scored import HostScored
 from tests.support.tiny_model import (
     AsciiTokenizer,
     decode_alone,
@@ -51,7 +54,7 @@ class Job:
     """A request under way.
 
     Attributes:
-        kind: "grow", "beam" or "read".
+        kind: "grow", "beam", "read" or "scored".
         prompt: its text.
         sampling: how tokens are chosen.
         n: branches.
@@ -101,7 +104,14 @@ def alone(prompt: str, sampling: Sampling, branch: int, key: int):
 
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=8)
+SCORED = Sampling(temperature=0.9, max_new_tokens=10, ignore_eos=True)
 BEAM_LOCK = threading.Lock()
+
+
+def _by_id(tree) -> dict[int, float]:
+    """Let the host think for a while, and prefer the first of the branches."""
+    time.sleep(0.002)
+    return {leaf.id: -float(leaf.id) for leaf in tree.leaves()}
 
 
 class Client:
@@ -146,12 +156,17 @@ class Client:
         prompt = self.prompt()[:70]
         priority = pick([0, 0, 0, 1, 2])
         pin = self.random.random() < 0.1
-        kind = pick(["grow", "grow", "grow", "beam", "read"])
+        kind = pick(["grow", "grow", "grow", "beam", "read", "scored"])
         if kind == "read":
             first = self.random.randint(1, len(prompt))
             job = Job(kind, prompt, GREEDY, score_from=first)
             job.handle = self.engine.read(
                 prompt, score_from=first, top=3, priority=priority, pin=pin
+            )
+        elif kind == "scored":
+            job = Job(kind, prompt, SCORED, n=2)
+            job.handle = self.engine.submit(
+                prompt, HostScored(2, 6, _by_id), SCORED, priority=priority
             )
         elif kind == "beam":
             job = Job(kind, prompt, GREEDY, n=pick([2, 3]))
@@ -216,6 +231,9 @@ class Client:
                 continue
             lone = alone(job.prompt, job.sampling, branch, job.key)
             expected = lone.tokens[: len(leaf.tokens)] if early else lone.tokens
+            if job.kind == "scored" and branch == 1 and not early:
+                expected = lone.tokens[:6]  # It has the lower score after a round.
+                lone = lone._replace(finish_reason="pruned")
             if leaf.tokens != expected:
                 raise Wrong(
                     f"{job}: branch {branch} {leaf.tokens}, alone {lone.tokens}"
@@ -289,7 +307,19 @@ def fuzz(seconds: float, seed: int, capacity: Capacity) -> collections.Counter:
         except BaseException as error:
             errors.append(error)
 
+    def run_programs() -> None:
+        dice = random.Random(seed)
+        prompts = ["".join(dice.choices(WORDS, k=2))[: dice.randint(3, 40)]]
+        try:
+            while time.monotonic() < end and not errors:
+                with engine.session() as session:
+                    run_program(dice, session, prompts, steps=8, longest=64, most=4)
+                counts["programs"] += 1
+        except BaseException as error:
+            errors.append(error)
+
     threads = [threading.Thread(target=run, args=(i,)) for i in range(CLIENTS)]
+    threads.append(threading.Thread(target=run_programs))
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -6,6 +6,7 @@ import pytest
 
 from deft_jax import BestOfN, Sampling
 from tests.support.branch_mirror import Mirror
+from tests.support.random_programs import run_program
 from tests.support.tiny_model import sharing_engine
 
 PROMPT = "The quick brown fox"
@@ -87,63 +88,8 @@ def test_a_stop_string_is_no_part_of_a_branch():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_programs(seed: int):
-    """Grow, fork, extend, drop in any order; every branch is its sequence."""
+    """Grow, fork, extend, score, drop in any order; every branch is its sequence."""
     dice = random.Random(seed)
     prompts = [f"{name} {PROMPT}"[: dice.randint(3, 20)] for name in "ab"]
     with sharing_engine().session() as session:
-        pairs = [
-            (branch, Mirror.of(prompt))
-            for branch, prompt in zip(session.open_all(prompts), prompts, strict=True)
-        ]
-        for _ in range(12):
-            pairs = [pair for pair in pairs if len(pair[1].path) < 100]
-            chosen = dice.sample(pairs, min(len(pairs), dice.randint(1, 3)))
-            pairs += do_something(dice, session, chosen)
-            for branch, mirror in chosen:
-                mirror.check(branch)
-            if len(pairs) > 6:
-                pairs.pop(dice.randrange(len(pairs)))[0].drop()
-        for branch, mirror in pairs:
-            mirror.check(branch)
-
-
-def do_something(dice: random.Random, session, pairs) -> list:
-    """Do one thing with several branches, and the same with their mirrors."""
-    group = session.group(branch for branch, _ in pairs)
-    mirrors = [mirror for _, mirror in pairs]
-    match dice.choice(["fork", "extend", "generate", "generate", "strategy"]):
-        case "fork":
-            n = dice.randint(1, 2)
-            made = [mirror.fork() for mirror in mirrors for _ in range(n)]
-            return list(zip(group.fork(n), made, strict=True))
-        case "extend":
-            texts = [random_text(dice) for _ in mirrors]
-            group.extend(texts)
-            for mirror, text in zip(mirrors, texts, strict=True):
-                mirror.extend(text)
-        case "generate":
-            sampling = random_sampling(dice)
-            group.generate(sampling)
-            reasons = [mirror.generate(sampling) for mirror in mirrors]
-            assert group.finish_reason == reasons
-        case "strategy":
-            sampling, n = random_sampling(dice), dice.randint(1, 3)
-            leaves = group.generate(sampling, strategy=BestOfN(n))
-            made = [leaf for each in mirrors for leaf in each.leaves(sampling, n)]
-            return list(zip(leaves, made, strict=True))
-    return []
-
-
-def random_text(dice: random.Random) -> str:
-    return "".join(chr(dice.randint(32, 126)) for _ in range(dice.randint(1, 9)))
-
-
-def random_sampling(dice: random.Random) -> Sampling:
-    return Sampling(
-        temperature=dice.choice([0.0, 0.8, 1.1]),
-        top_k=dice.choice([0, 7]),
-        seed=dice.randrange(2**32),
-        max_new_tokens=dice.randint(1, 9),
-        ignore_eos=dice.random() < 0.5,
-        stop=tuple(random_text(dice)[:1] for _ in range(dice.randint(0, 20))),
-    )
+        run_program(dice, session, prompts, steps=12, longest=100)
