@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import deft_jax
 from deft_jax.capacity import DEFAULT_PAGE_SIZE, DEFAULT_ROWS, bucket
 from deft_jax.cli.interrupt import Interrupt, exit_code
-from deft_jax.cli.opening import open_chosen
+from deft_jax.cli.opening import limit_context, open_chosen
 from deft_jax.cli.outcome_file import text_of
 from deft_jax.cli.prompts import read_tools
 from deft_jax.cli.request_lines import Job, Line, make_job, read_lines
@@ -61,8 +61,7 @@ class _Batch:
             return ALL_FAILED
         with Interrupt() as interrupt:
             opened = open_chosen(self._options)
-            if self._options.max_context is not None:
-                opened = opened.with_context_length(self._options.max_context)
+            opened = limit_context(opened, self._options.max_context)
             jobs = self._make_jobs(good, tools, opened)
             if not jobs:
                 return ALL_FAILED

@@ -9,7 +9,7 @@ import deft_jax
 from deft_jax.cli.chat_arguments import DEFAULT_CONTEXT
 from deft_jax.cli.chat_request import ChatRequest
 from deft_jax.cli.conversation import Message
-from deft_jax.cli.opening import open_chosen
+from deft_jax.cli.opening import limit_context, open_chosen
 from deft_jax.cli.sampling_options import sampling_of
 from deft_jax.errors import CapacityError
 
@@ -155,7 +155,7 @@ def open_answerer(options: argparse.Namespace, examples: Sequence[Message]) -> A
     sampling, template_args = sampling_of(options), dict(options.template_arg)
     opened = open_chosen(options)
     context = options.max_context or min(DEFAULT_CONTEXT, opened.config.context_length)
-    opened = opened.with_context_length(context)
+    opened = limit_context(opened, context)
     engine = deft_jax.Engine(
         opened.outline(),
         opened.tokenizer,

@@ -117,7 +117,7 @@ class ChatRequest:
         self._heard_at = now + _QUIET_AGAIN_S - _QUIET_S
         status = self._status
         if status is None:
-            self._note("waiting for the engine, which is still at something else")
+            self._note("waiting until the engine is ready")
         elif status.phase == "compile":
             self._note(f"{status.message}; the first time takes longest")
         elif self.text == "":

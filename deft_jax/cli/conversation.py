@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from deft_jax.errors import DeftError
@@ -116,8 +117,8 @@ class Conversation:
         """
         document = {"messages": self.messages()}
         text = json.dumps(document, ensure_ascii=False, indent=2)
-        target = Path(path).expanduser()
-        target.write_text(text + "\n", "utf-8")
+        target = Path(os.path.expanduser(path))  # Never fails, unlike that of `Path`.
+        target.write_text(text + "\n", "utf-8", errors="backslashreplace")
         return target
 
     def _last(self) -> Turn:

@@ -9,7 +9,7 @@ from typing import Any
 
 import deft_jax
 from deft_jax.cli.interrupt import Interrupt, exit_code
-from deft_jax.cli.opening import open_chosen
+from deft_jax.cli.opening import limit_context, open_chosen
 from deft_jax.cli.outcome_file import check_writable, write_outcome
 from deft_jax.cli.prompts import encode_prompts, read_prompts, read_tools
 from deft_jax.cli.sampling_options import sampling_of
@@ -40,15 +40,11 @@ def generate(options: argparse.Namespace) -> int:
         view = choose_view(options, prompts)
         interrupt.on_abort = view.restore_terminal
         with view:
-            sampling, strategy = (
-                sampling_of(options),
-                STRATEGIES[options.strategy](options),
-            )
-            opened = open_chosen(options)
+            sampling = sampling_of(options)
+            strategy = STRATEGIES[options.strategy](options)
+            opened = limit_context(open_chosen(options), options.max_context)
             encoded = encode_prompts(options, prompts, tools, opened.tokenizer)
             capacity = _capacity(options, encoded, opened, strategy)
-            if options.max_context is not None:
-                opened = opened.with_context_length(options.max_context)
             engine = deft_jax.Engine(
                 opened.outline(),
                 opened.tokenizer,
@@ -159,7 +155,7 @@ def _capacity(
         for prompt in encoded
     ]
     if options.max_context is not None:
-        _check_context(options, max(lengths), opened.config.context_length)
+        _check_longest(options, max(lengths))
         lengths = [options.max_context - options.max_new_tokens] * len(lengths)
     page_size = options.page_size or DEFAULT_PAGE_SIZE
     needs = footprint_of(strategy)
@@ -173,15 +169,8 @@ def _capacity(
     )
 
 
-def _check_context(
-    options: argparse.Namespace, longest: int, context_length: int
-) -> None:
-    """Refuse a --max-context that the model has not, or that the prompts exceed."""
-    if options.max_context > context_length:
-        raise CapacityError(
-            f"--max-context {options.max_context} is above the model's context of"
-            f" {context_length} tokens; give at most {context_length}"
-        )
+def _check_longest(options: argparse.Namespace, longest: int) -> None:
+    """Refuse a --max-context that a prompt with its answer exceeds."""
     if longest > options.max_context - options.max_new_tokens:
         raise CapacityError(
             f"the longest prompt has {longest} tokens, which with --max-new-tokens"

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from deft_jax.cli.view import write_progress
+from deft_jax.errors import CapacityError
 
 
 def open_chosen(options: argparse.Namespace) -> Any:
@@ -36,3 +37,20 @@ def open_chosen(options: argparse.Namespace) -> Any:
     page_size = options.page_size or DEFAULT_PAGE_SIZE
     check_arrays(options.implementation, opened.config, opened.dtype, page_size)
     return opened
+
+
+def limit_context(opened: Any, max_context: int | None) -> Any:
+    """Return the opened model for sequences of so many tokens; None keeps its own.
+
+    Raises:
+        CapacityError: the model's context is shorter.
+    """
+    if max_context is None:
+        return opened
+    longest = opened.config.context_length
+    if max_context > longest:
+        raise CapacityError(
+            f"--max-context {max_context} is above the model's context of {longest}"
+            f" tokens; give at most {longest}"
+        )
+    return opened.with_context_length(max_context)

@@ -90,16 +90,6 @@ def encode_prompt(
         return prompt
     system = [{"role": "system", "content": options.system}] if options.system else []
     messages = [*system, {"role": "user", "content": prompt}]
-    return encode_messages(messages, tools, template_args, tokenizer)
-
-
-def encode_messages(
-    messages: Sequence[dict[str, Any]],
-    tools: list[dict[str, Any]] | None,
-    template_args: dict[str, Any],
-    tokenizer: Any,
-) -> list[int]:
-    """Return the token ids that the chat template makes of a conversation."""
     return tokenizer.encode_chat(messages, tools=tools, template_args=template_args)
 
 

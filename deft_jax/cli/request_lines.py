@@ -10,7 +10,7 @@ from typing import Any
 
 import deft_jax
 from deft_jax.cli.error_text import error_text
-from deft_jax.cli.prompts import encode_messages, encode_prompt, read_prompts
+from deft_jax.cli.prompts import encode_prompt, read_prompts
 from deft_jax.cli.sampling_options import sampling_values
 from deft_jax.cli.strategies import STRATEGIES
 from deft_jax.errors import DeftError
@@ -166,7 +166,7 @@ def _prompt(
             )
         if options.system and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": options.system}, *messages]
-        ids = encode_messages(messages, tools, args, tokenizer)
+        ids = tokenizer.encode_chat(messages, tools=tools, template_args=args)
         return ids, str(messages[-1].get("content"))
     prompt: Any = fields["prompt"]
     if _is_list_of(int, prompt):

@@ -1,30 +1,17 @@
 """The options of `Sampling`, which several commands share, and what is made of them."""
 
 import argparse
+import dataclasses
 from typing import Any
 
 import deft_jax
 from deft_jax.cli.converters import integer, non_empty, number
 
-_NAMES = (
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "stop",
-    "stop_token_ids",
-)
-
 
 def sampling_values(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `Sampling` that the options give."""
-    values = {name: getattr(options, name) for name in _NAMES}
-    return values | {"logprobs": getattr(options, "logprobs", 0)}
+    names = [field.name for field in dataclasses.fields(deft_jax.Sampling)]
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def sampling_of(options: argparse.Namespace) -> "deft_jax.Sampling":

@@ -12,6 +12,7 @@ from deft_jax.cli.arguments import build_parser
 from deft_jax.cli.device_options import DEFAULT_MODEL
 from deft_jax.cli.generate import _capacity, _check_options
 from deft_jax.cli.generate_arguments import add_generate
+from deft_jax.cli.opening import limit_context
 from deft_jax.cli.sampling_options import sampling_of
 from deft_jax.cli.strategies import STRATEGIES
 from deft_jax.errors import CapacityError, DeftError
@@ -109,9 +110,14 @@ def test_longer_prompt_than_the_context_names_the_numbers():
 
 
 def test_context_above_that_of_the_model_names_the_numbers():
+    limited = []
+    config = types.SimpleNamespace(context_length=2048)
+    opened = types.SimpleNamespace(config=config, with_context_length=limited.append)
     with pytest.raises(CapacityError, match=r"99999999 .* context of 2048 tokens"):
-        capacity("--max-context", "99999999")
-    assert capacity("--max-context", "2048") is not None
+        limit_context(opened, 99999999)
+    limit_context(opened, 2048)
+    assert limited == [2048]
+    assert limit_context(opened, None) is opened
 
 
 def test_values_of_template_arguments_are_json_or_text():

@@ -3,11 +3,14 @@
 import io
 import json
 import sys
+from typing import cast
 
 import pytest
 
 from deft_jax.cli import chat
-from deft_jax.cli.chat_input import TerminalLines, history_path, read_entry
+from deft_jax.cli.chat_answers import Answerer
+from deft_jax.cli.chat_commands import Chat, Output
+from deft_jax.cli.chat_input import Entry, TerminalLines, history_path, read_entry
 from deft_jax.cli.conversation import Conversation
 from deft_jax.cli.main import main
 from deft_jax.engine import compilation_cache
@@ -125,21 +128,30 @@ def test_trim_makes_room(talk):
     assert output.err.count("(dropped: ") == 2
 
 
+def test_first_error_ends_a_pipe(talk):
+    code, output = talk("/nonsense", "never asked")
+    assert code == 2 and output.out == ""
+    assert output.err.splitlines()[-1] == (
+        "deft-jax: error: there is no command '/nonsense'; /help lists them, and a"
+        " message that begins with / is written //"
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/nonsense", "there is no command '/nonsense'; /help lists them"),
         ("/back", "nothing was asked so far"),
+        ("/back 2", "/back: expected nothing behind it, got '2'"),
         ("/fork", "/fork: expected a number of at least 1, got ''"),
         ("/fork 2", "nothing was asked so far"),
+        ("/pick x", "/pick: expected a number of at least 1, got 'x'"),
         ("/save", "/save: expected the name of a file"),
     ],
 )
-def test_what_cannot_be_done_ends_a_pipe_with_one_line(talk, line, message):
-    code, output = talk(line, "never asked")
-    assert code == 2
-    assert f"deft-jax: error: {message}" in output.err.splitlines()[-1]
-    assert output.out == ""
+def test_what_cannot_be_done_says_why(line, message):
+    talk = Chat(cast(Answerer, None), Conversation(), Output(print, print))
+    with pytest.raises(DeftError, match=message):
+        talk.take(Entry(line))
 
 
 @pytest.mark.usefixtures("opened")
