@@ -109,22 +109,27 @@ class PrefixCache:
             prompt: token ids.
             most: most tokens that are wanted.
         """
-        found, done = self.top, 0
-        now = next(self._clock)
-        while done < most:
-            best, length = None, 0
-            for child in found.children.get(prompt[done], ()):
+        most = min(most, len(prompt))
+        best = Match(self.top, 0, 0)
+        stack = [best]
+        while stack:
+            above = stack.pop()
+            done = above.tokens
+            siblings = above.node.children.get(prompt[done], ()) if done < most else ()
+            for child in siblings:
                 shared = _common(child.tokens, prompt, done, most)
-                is_enough = shared == len(child.tokens) or done + shared >= MIN_PART
-                if shared > length and is_enough:
-                    best, length = child, shared
-            if best is None:
-                break
-            found, done = best, done + length
-            found.used_at = now
-            if length < len(found.tokens):
-                return Match(found, done, length)
-        return Match(found, done, len(found.tokens))
+                match = Match(child, done + shared, shared)
+                if not match.splits:
+                    # Siblings may be alike: what is below one is not below another.
+                    stack.append(match)
+                elif match.tokens < MIN_PART:
+                    continue
+                if _rank(match) > _rank(best):
+                    best = match
+        now = next(self._clock)
+        for node in best.node.lineage():
+            node.used_at = now
+        return best
 
     def add(self, parent: CachedNode, tokens: list[int]) -> CachedNode:
         """Add a node below another one."""
@@ -175,6 +180,11 @@ class PrefixCache:
         ]
         leaves = [node for node in leaves if bool(node.pins) == pinned]
         return sorted(leaves, key=lambda node: node.used_at)
+
+
+def _rank(match: Match) -> tuple[int, bool, bool]:
+    """Return how good a match is: long, with KV, of whole nodes."""
+    return match.tokens, match.node.is_fed, not match.splits
 
 
 def _common(tokens: list[int], prompt: Sequence[int], begin: int, end: int) -> int:

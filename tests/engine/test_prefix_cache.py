@@ -41,6 +41,52 @@ def test_the_example_of_a_match():
     assert cache.match(ids("b"), 1).node is cache.top
 
 
+def test_what_is_below_any_of_equal_siblings_is_found():
+    """The same prompt twice, with two answers: each has its own last token above."""
+    cache = PrefixCache()
+    prompt = add(cache, cache.top, "p" * 40)
+    first, second = (add(cache, prompt, ":") for _ in range(2))
+    add(cache, first, "yes")
+    no = add(cache, second, "no")
+    found = cache.match(ids("p" * 40 + ":no."), 99)
+    assert (found.node, found.tokens, found.splits) == (no, 43, False)
+    assert [node.used_at == no.used_at for node in (prompt, second, first)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_of_equal_nodes_one_that_is_fed_is_taken():
+    cache = PrefixCache()
+    cache.add(cache.top, ids("abc"))
+    fed = add(cache, cache.top, "abc")
+    assert cache.match(ids("abcd"), 4).node is fed
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.text("ab", min_size=1, max_size=3))),
+    st.text("ab", max_size=12),
+)
+def test_the_longest_path_is_found(added, prompt):
+    cache = PrefixCache()
+    nodes = [(cache.top, "")]
+    for above, text in added:
+        parent, path = nodes[above % len(nodes)]
+        nodes.append((add(cache, parent, text), path + text))
+    longest = max(len(path) for _, path in nodes if prompt.startswith(path))
+    found = cache.match(ids(prompt), len(prompt))
+    assert found.tokens == longest and not found.splits
+    assert (
+        "".join(
+            chr(token)
+            for node in reversed(list(found.node.lineage()))
+            for token in node.tokens
+        )
+        == prompt[:longest]
+    )
+
+
 def test_a_short_part_of_a_node_is_not_worth_a_split():
     cache = PrefixCache()
     add(cache, cache.top, "a" * 40)
