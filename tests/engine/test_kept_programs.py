@@ -209,7 +209,8 @@ def test_too_many_branches_are_refused_before_anything_is_made():
         engine.compile_ahead("hello", BestOfN(10**9), GREEDY)
 
 
-def test_another_network_takes_programs_of_its_own():
+def test_another_network_takes_programs_of_its_own(monkeypatch):
+    monkeypatch.setenv("DEFT_JAX_CACHE", "")
     engine = Engine(tiny_model(), AsciiTokenizer(), capacity=CAPACITY)
     engine.compile_ahead("Hello", BestOfN(2), GREEDY)
     graph, state = nnx.split(tiny_model())

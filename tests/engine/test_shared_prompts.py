@@ -1,7 +1,5 @@
 """Prompts and paths that later requests share: found, split, evicted, kept."""
 
-import pytest
-
 from deft_jax.capacity import Capacity
 from deft_jax.engine.engine import Engine
 from deft_jax.sampling.params import Sampling
@@ -128,10 +126,10 @@ def test_another_network_shares_nothing():
     assert fed(engine, PROMPT) == len(PROMPT)
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_a_capacity_without_room_to_share_still_serves(n: int):
+def test_a_capacity_without_room_to_share_still_serves():
     """Nodes and pages for the prompt and its branches, and no more."""
-    pages = 6 + n * 1
+    n = 3
+    pages = 6 + n
     capacity = Capacity(
         requests=1, rows=n, nodes=n + 1, pages=pages, page_size=8, chunk=32
     )
