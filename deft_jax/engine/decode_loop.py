@@ -140,7 +140,9 @@ class DecodeLoop:
             item = item._replace(report=jax.device_get(item.report))
             numbers = self.work.forest.note(item.report)
             now = time.perf_counter()
-            took, self._looked_at = now - max(item.begin, self._looked_at), now
+            # What is queued behind other programs begins when these are done.
+            item = item._replace(begin=max(item.begin, self._looked_at))
+            took, self._looked_at = now - item.begin, now
             if isinstance(item, Fed):
                 self._feeder.look(item, numbers, took)
             else:

@@ -1,5 +1,6 @@
 """What the engine tells while it runs: tokens, counters, pages."""
 
+import time
 from collections import defaultdict
 
 import numpy as np
@@ -196,3 +197,14 @@ def test_what_has_to_wait_is_told():
     )
     told = [status.message for status in statuses if "wait" in status.message]
     assert told[0].endswith("; 2 more prompts wait for their turn")
+
+
+def test_no_second_is_counted_for_the_prompt_and_for_decoding():
+    """The first burst is started while the device is still at the last chunk."""
+    greedy = Sampling(temperature=0.0, max_new_tokens=2, ignore_eos=True)
+    for _ in range(2):
+        begin = time.perf_counter()
+        (tree,) = tiny_engine().generate("a" * 100, sampling=greedy)
+        seconds = time.perf_counter() - begin
+    assert 0 < tree.prefill_s and 0 < tree.decode_s
+    assert tree.prefill_s + tree.decode_s <= seconds
