@@ -56,7 +56,8 @@ class _CheckedStrategy:
 
     def evaluate(self, tree: Any) -> Any:
         """Return the scores that the strategy gives nodes while a request waits."""
-        return self._strategy.evaluate(tree)
+        strategy: Any = self._strategy
+        return strategy.evaluate(tree)
 
     def conclude(self, tree: Any) -> Any:
         """Return what the strategy concludes.

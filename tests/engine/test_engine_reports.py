@@ -202,9 +202,9 @@ def test_what_has_to_wait_is_told():
 def test_no_second_is_counted_for_the_prompt_and_for_decoding():
     """The first burst is started while the device is still at the last chunk."""
     greedy = Sampling(temperature=0.0, max_new_tokens=2, ignore_eos=True)
-    for _ in range(2):
-        begin = time.perf_counter()
-        (tree,) = tiny_engine().generate("a" * 100, sampling=greedy)
-        seconds = time.perf_counter() - begin
+    tiny_engine().generate("a" * 100, sampling=greedy)  # Compiles.
+    begin = time.perf_counter()
+    (tree,) = tiny_engine().generate("a" * 100, sampling=greedy)
+    seconds = time.perf_counter() - begin
     assert 0 < tree.prefill_s and 0 < tree.decode_s
     assert tree.prefill_s + tree.decode_s <= seconds

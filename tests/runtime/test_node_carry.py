@@ -10,6 +10,7 @@ import pytest
 from deft_jax.capacity import Capacity
 from deft_jax.errors import DeftError
 from deft_jax.runtime.node_carry import PlannerState, grown
+from deft_jax.sampling.request_table import make_request_table
 from deft_jax.strategies import Plan, View, check_planner
 from deft_jax.strategies.parallel import ContinueAll
 from deft_jax.tree.branching import branch
@@ -47,7 +48,7 @@ def look(tree, node, generated, state) -> View:
     zeros, rows = jnp.zeros(4, jnp.int32), jnp.array(node, jnp.int32)
     view = View(
         tree=tree,
-        table=None,
+        table=make_request_table([None] * 2, [None] * 2, ()),
         node=rows,
         request=jnp.where(rows < SIZE, 0, 2),
         number=jnp.arange(4),
@@ -83,6 +84,7 @@ def test_the_root_of_a_fresh_row_is_as_at_first():
     view = look(tree, [a, b, SIZE, SIZE], [0, 2, 0, 0], state)
     assert (view.carry["number"][a], view.carry["number"][b]) == (7, 10)
     assert view.carry["pair"][a].tolist() == [1.0, 2.0]
+    assert view.score is not None
     assert np.isnan(view.score[a]) and view.score[b] == 0
 
 

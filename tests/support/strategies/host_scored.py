@@ -31,6 +31,7 @@ class Rounds:
         return ()
 
     def plan(self, state: tuple[()], view: View) -> tuple[tuple[()], Plan]:
+        assert view.score is not None  # It may wait.
         size, num_rows = view.tree.num_nodes, view.node.shape[0]
         rows = jnp.arange(num_rows)
         due = view.is_live & (view.generated > 0) & (view.generated % self.every == 0)
