@@ -48,6 +48,10 @@ class Programs:
         future = self._programs.get(key)
         return future is not None and future.done() and future.exception() is None
 
+    def wait(self) -> None:
+        """Wait until all that was begun is made, or has failed."""
+        wait(list(self._programs.values()))
+
     def get(
         self, key: Hashable, should_stop: Callable[[], bool] = never_stop
     ) -> Compiled | None:

@@ -1,7 +1,6 @@
 """Steps and chunks that cost what runs, not what the capacity is."""
 
 from collections import Counter
-from concurrent.futures import wait
 
 import pytest
 
@@ -89,7 +88,7 @@ def test_branches_that_end_leave_narrower_steps(engine: WatchedEngine, monkeypat
             alone = decode_alone(prompt, SAMPLING, branch)
             assert leaf.tokens == alone.tokens
             assert leaf.finish_reason == alone.finish_reason
-        wait([*engine.runner.ahead._programs.values()])
+        engine.runner.ahead.wait()
     assert set(engine.runner.steps) == {4, 16}
     engine.state.tree.check()
 
@@ -128,5 +127,5 @@ def test_few_new_tokens_are_fed_in_a_short_chunk(engine: WatchedEngine):
         (tree,) = engine.generate(text, sampling=greedy)
         assert tree.best().tokens == decode_alone(text, greedy).tokens
         # The first ran in the wide chunk, behind which the short one was made.
-        wait([*engine.runner.ahead._programs.values()])
+        engine.runner.ahead.wait()
     assert engine.runner.chunks[16] >= 1 and engine.runner.chunks[32] >= 2
