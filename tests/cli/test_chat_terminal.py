@@ -3,8 +3,8 @@
 import os
 import pty
 import re
-import signal
 import subprocess
+import sys
 import sysconfig
 import threading
 from pathlib import Path
@@ -16,10 +16,13 @@ DEADLINE_S = 300
 CTRL_C, CTRL_D = b"\x03", b"\x04"
 
 
-def _enter_terminal(slave: int) -> None:
-    """Begin a session, so that Ctrl-C of the terminal is a signal to the process."""
-    os.login_tty(slave)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Even if it is ignored.
+ENTER = """
+import os, signal, sys
+os.login_tty(0)  # Its own session, so that Ctrl-C of the terminal is a signal to it.
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Even if it is ignored.
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Run by a process of its own: JAX warns of a fork of one that it runs in."""
 
 
 class Terminal:
@@ -28,12 +31,11 @@ class Terminal:
     def __init__(self, command, environment):
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", ENTER, *command],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             env=environment,
-            preexec_fn=lambda: _enter_terminal(slave),
         )
         os.close(slave)
         self.output = b""
