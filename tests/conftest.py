@@ -27,7 +27,7 @@ MANY_MAPPINGS = 25_000
 
 hypothesis.settings.register_profile("local", deadline=None, max_examples=30)
 hypothesis.settings.register_profile(
-    "ci", deadline=None, max_examples=30, derandomize=True, print_blob=True
+    "ci", deadline=None, max_examples=20, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
