@@ -137,11 +137,13 @@ class DecodeLoop:
         while len(self._flight) > left:
             item = self._flight.popleft()
             # All arrays of the report at once: each wait for the device costs time.
-            item = item._replace(report=jax.device_get(item.report))
+            # What is queued behind other programs begins when these are done.
+            item = item._replace(
+                report=jax.device_get(item.report),
+                begin=max(item.begin, self._looked_at),
+            )
             numbers = self.work.forest.note(item.report)
             now = time.perf_counter()
-            # What is queued behind other programs begins when these are done.
-            item = item._replace(begin=max(item.begin, self._looked_at))
             took, self._looked_at = now - item.begin, now
             if isinstance(item, Fed):
                 self._feeder.look(item, numbers, took)

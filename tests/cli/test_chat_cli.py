@@ -32,14 +32,18 @@ class ChatTokenizer(AsciiTokenizer):
         return self.encode("|".join([*lines, "a"]))
 
 
-@pytest.fixture
-def opened(monkeypatch) -> Opened:
+def open_chat_model(monkeypatch) -> Opened:
     """Return the model that the command finds, whatever its options say."""
     opened = Opened(copy_of_tiny_model())
     opened.tokenizer = ChatTokenizer()
     monkeypatch.setattr(load, "open_model", lambda source, dtype: opened)
     monkeypatch.setattr(compilation_cache, "enable_compilation_cache", lambda: None)
     return opened
+
+
+@pytest.fixture
+def opened(monkeypatch) -> Opened:
+    return open_chat_model(monkeypatch)
 
 
 @pytest.fixture

@@ -11,13 +11,11 @@ import pytest
 from deft_jax.cli.arguments import build_parser
 from deft_jax.cli.main import main
 from deft_jax.cli.request_lines import make_job, read_lines
-from deft_jax.engine import compilation_cache
 from deft_jax.errors import DeftError
-from deft_jax.models import load
 from deft_jax.results.terminal_text import printable
 from deft_jax.strategies.parallel import BestOfN
-from tests.cli.test_chat_cli import ChatTokenizer
-from tests.cli.test_generate_tiny import Opened, copy_of_tiny_model
+from tests.cli.test_chat_cli import ChatTokenizer, open_chat_model
+from tests.cli.test_generate_tiny import Opened
 from tests.support.tiny_model import Sampling, decode_alone
 
 COMMON = ("--max-new-tokens", "6", "--n", "1", "--temperature", "0")
@@ -26,12 +24,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture
 def opened(monkeypatch) -> Opened:
-    """Return the model that the command finds, whatever its options say."""
-    opened = Opened(copy_of_tiny_model())
-    opened.tokenizer = ChatTokenizer()
-    monkeypatch.setattr(load, "open_model", lambda source, dtype: opened)
-    monkeypatch.setattr(compilation_cache, "enable_compilation_cache", lambda: None)
-    return opened
+    return open_chat_model(monkeypatch)
 
 
 def written(tmp_path, *lines) -> str:
